@@ -1,0 +1,7 @@
+"""Side-by-side runs against peers, with controls; one function a task."""
+
+from __future__ import annotations
+
+from cellsmith._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, {"synthesis": "._synthesis"})

@@ -1,0 +1,1 @@
+"""From registered AnnData to batches: fields and data modules."""

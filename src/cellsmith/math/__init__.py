@@ -1,0 +1,1 @@
+"""Pure mathematics: numpy, scipy and torch arrays in, arrays out. No AnnData, no scvi-tools, no Lightning."""

@@ -1,0 +1,1 @@
+"""Torch modules that the models share. No AnnData, no Lightning."""

@@ -1,0 +1,7 @@
+"""Preparation of AnnData objects."""
+
+from __future__ import annotations
+
+from cellsmith._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, {})
