@@ -1,7 +1,8 @@
-"""Data sets: one embedded real one, and toys whose truth is known."""
+"""Data to try things on: one embedded real data set, and toys whose truth is known."""
 
 from __future__ import annotations
 
-from cellsmith._lazy import attach
+from cellsmith.datasets._kang import kang_pbmc
+from cellsmith.datasets.toys import toy_counts, toy_gradient, toy_perturbation
 
-__getattr__, __dir__, __all__ = attach(__name__, {"kang_pbmc": ".real"})
+__all__ = ["kang_pbmc", "toy_counts", "toy_gradient", "toy_perturbation"]
