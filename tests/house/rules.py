@@ -7,6 +7,7 @@ returns one sentence per breach, so that it can be fed with a planted breach.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ METHODS = ("scld", "scdd", "sce2tm", "scagc", "scsiameseclu", "dpdcan", "grit", 
 Checker = Callable[[str, str], list[str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-_BASE = {"_errors", "_keys", "_rng", "_compat", "_lazy"}
+_BASE = {"_errors", "_keys", "_rng", "_compat", "_lazy", "_storable"}
 _CORE = _BASE | {"math", "nn", "data"}
 ANY = {"*"}
 MAY_IMPORT = {
@@ -52,7 +53,7 @@ HEAVY = {
     "umap",
 }
 TREE = {
-    "": {"__init__", "_errors", "_keys", "_record", "_rng", "_compat", "_lazy", "cli"}
+    "": {"__init__", "_record", "cli", *_BASE}
     | {"demo", "math", "nn", "data", "model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"},
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
     | {"enrichment", "matching", "ontology", "conformal", "privacy"},
@@ -63,7 +64,7 @@ TREE = {
     | {"privacy_audit"},
 }
 MUTATORS = {"pop", "update", "setdefault", "clear", "insert"}
-API = {"math", "nn", "tl", "pp", "pl", "metrics", "benchmark", "datasets"}
+SPACES = {"model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"}
 SLOTS = {"X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"}
 DOOR_WORDS = {"adata", "layer", "batch_key", "key_added", "copy", "overwrite", "rng", "random_state"} | {
     "model_kwargs",
@@ -221,7 +222,7 @@ def _arguments(node: Function, owner: ast.ClassDef | None) -> tuple[list[str], l
 def positional(path: str, source: str, *, most: int = 3) -> list[str]:
     """At most three positional parameters in a public function or method."""
     found = []
-    for name, node, owner in public(source):
+    for name, node, owner in public(source) if not _layer(path).startswith("_") else ():
         if isinstance(node, Function) and not (owner is not None and node.name in INHERITED):
             args, _ = _arguments(node, owner)
             if len(args) > most:
@@ -259,10 +260,12 @@ def _fields(node: ast.ClassDef) -> list[str]:
     return [s.target.id for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
 
 
-def _is_api(path: str) -> bool:
-    """Whether users, or readers of the mathematics, meet the functions of a file."""
-    layer, name = _layer(path), path.split("/")[-1]
-    return layer in API or (layer == "model" and name in {"model.py", "equations.py"})
+def _is_api(path: str, name: str) -> bool:
+    """Whether users, or readers of the mathematics, meet an object."""
+    layer, stem = _layer(path), path.split("/")[-1].removesuffix(".py")
+    if layer in {"math", "nn"} or stem == "equations":
+        return not stem.startswith("_")
+    return layer in SPACES and name.split(".")[0] in dir(importlib.import_module(f"cellsmith.{layer}"))
 
 
 def documented(path: str, source: str) -> list[str]:
@@ -283,7 +286,7 @@ def documented(path: str, source: str) -> list[str]:
         if not text:
             found.append(f"{label} has no docstring")
             continue
-        if not _is_api(path):
+        if not _is_api(path, name):
             continue
         sections = _sections(text)
         known = set().union(*(_described(sections.get(s, "")) for s in ("Parameters", "Attributes")))
@@ -415,7 +418,8 @@ def in_tree(path: str, source: str = "") -> list[str]:
     if head not in TREE[""]:
         found.append(f"{path} is not in the tree of the house")
     inner = parts[1].removesuffix(".py") if len(parts) > 1 else ""
-    if head in TREE and inner and inner != "__init__" and inner not in TREE[head]:
+    private = inner == "__init__" or (inner.startswith("_") and head == "metrics")
+    if head in TREE and inner and not private and inner not in TREE[head]:
         found.append(f"{path} is not in the tree of {head}/")
     if head in {"tl", "pp", "pl", "metrics", "benchmark"} and any(name == stem for name, *_ in public(source)):
         found.append(f"{path} shadows its function {stem}; name the file _{stem}.py")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cellsmith.datasets._kang import kang_pbmc
-from cellsmith.datasets.toys import toy_counts, toy_gradient, toy_perturbation
+from cellsmith._lazy import attach
 
-__all__ = ["kang_pbmc", "toy_counts", "toy_gradient", "toy_perturbation"]
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "kang_pbmc": "._kang",
+        "toy_counts": ".toys",
+        "toy_gradient": ".toys",
+        "toy_perturbation": ".toys",
+    },
+)
