@@ -95,8 +95,8 @@ def test_resolve_names_the_nearest():
         resolve("scld", "obs", "{k}_libary", "run1")
     with pytest.raises(SetupError, match="Did you mean 'scld'"):
         slots_of("scdl")
-    with pytest.raises(SetupError, match="Did you mean 'obsm'"):
-        resolve("scld", "obms", "X_{k}", "run1")
+    with pytest.raises(SetupError, match="Did you mean 'layers'"):
+        resolve("scld", "layer", "{k}_expected", "run1")
 
 
 def test_union_keeps_order():
