@@ -260,16 +260,18 @@ def _fields(node: ast.ClassDef) -> list[str]:
     return [s.target.id for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
 
 
-def _is_api(path: str, name: str) -> bool:
-    """Whether users, or readers of the mathematics, meet an object."""
+def _must_list_parameters(path: str, name: str, node: ast.AST) -> bool:
+    """Whether a docstring needs its Parameters section: everything users meet, and mathematics beyond a formula."""
     layer, stem = _layer(path), path.split("/")[-1].removesuffix(".py")
     if layer in {"math", "nn"} or stem == "equations":
-        return not stem.startswith("_")
+        brief = isinstance(node, Function) and len(node.body) <= 3
+        same = re.search(r"Parameters.* as in :func:", ast.get_docstring(node) or "")
+        return not (stem.startswith("_") or brief or same)
     return layer in SPACES and name.split(".")[0] in dir(importlib.import_module(f"cellsmith.{layer}"))
 
 
 def documented(path: str, source: str) -> list[str]:
-    """Every public object has a docstring; in the API it describes every parameter, and arrays with their shape."""
+    """Every public object has a docstring; where users meet it, it describes every parameter and shape."""
     found = []
     for name, node, owner in public(source):
         label, wanted = f"{path}:{node.lineno} {name}", []
@@ -286,7 +288,7 @@ def documented(path: str, source: str) -> list[str]:
         if not text:
             found.append(f"{label} has no docstring")
             continue
-        if not _is_api(path, name):
+        if not _must_list_parameters(path, name, node):
             continue
         sections = _sections(text)
         known = set().union(*(_described(sections.get(s, "")) for s in ("Parameters", "Attributes")))

@@ -9,9 +9,8 @@ import rules
 LONG_BODY = "\n".join(f"    x{i} = {i}" for i in range(61))
 DOC = '"""Do."""'
 DOOR = "def scld(adata, *, layer=None, a=0, b=0{}): ..."
-SHAPED = (
-    "def f(x: Tensor):\n" + '    """Do.\n\n    Parameters\n    ----------\n    x\n        Counts, shape {}.\n    """'
-)
+BODY = "\n    y = x\n    z = y\n    return z"
+SHAPED = 'def f(x: Tensor):\n    """Do.\n\n    Parameters\n    ----------\n    x\n        Counts {}.\n    """' + BODY
 
 # checker, path, a breach, the nearest form that is allowed
 PLANTED = [
@@ -59,6 +58,14 @@ PLANTED = [
     (rules.documented, "math/edm.py", "def f(): ...", f"def f():\n    {DOC}"),
     (rules.documented, "math/edm.py", SHAPED.format("(n, G)").replace("f(x", "f(y, x"), SHAPED.format("(n, G)")),
     (rules.documented, "cli.py", "def main(argv): ...", f"def main(argv):\n    {DOC}"),
+    (
+        rules.documented,
+        "math/edm.py",
+        f"def f(x):\n    {DOC}{BODY}",
+        f'def f(x):\n    """Do.\n\n    Parameters as in :func:`g`.\n    """{BODY}',
+    ),
+    (rules.documented, "math/edm.py", "def f(x): ...", f"def f(x):\n    {DOC}\n    return x"),
+    (rules.documented, "tl/_scld.py", f"def scld(x):\n    {DOC}", f"def _scld(x):\n    {DOC}"),
     (rules.documented, "math/edm.py", SHAPED.format("any"), SHAPED.format("(n,)")),
     (rules.no_print, "cli.py", "print(1)", "sys.stdout.write('1')"),
     (rules.no_global_random, "math/edm.py", "np.random.normal(2)", "np.random.default_rng(2)"),
