@@ -1,0 +1,18 @@
+"""Read a Returns section as prose: annotations say the type, and the section says what it means."""
+
+from __future__ import annotations
+
+from sphinx.application import Sphinx
+from sphinx.ext.napoleon import NumpyDocstring
+
+
+def as_prose(self: NumpyDocstring, section: str) -> list[str]:
+    """Format the lines of a Returns or Yields section without taking the first for a type."""
+    lines = self._dedent(self._consume_to_next_section())
+    return [*self._format_block(f":{section.lower()}: ", lines), ""]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Replace the parser of the section."""
+    NumpyDocstring._parse_returns_section = as_prose
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
