@@ -42,7 +42,8 @@ if os.environ.get("CELLSMITH_INTERSPHINX"):
         "scvi-tools": ("https://docs.scvi-tools.org/en/stable/", None),
     }
 
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+# autosummary writes its pages with the first of these suffixes
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 nitpicky = False
