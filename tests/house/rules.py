@@ -222,8 +222,8 @@ def _arguments(node: Function, owner: ast.ClassDef | None) -> tuple[list[str], l
 def positional(path: str, source: str, *, most: int = 3) -> list[str]:
     """At most three positional parameters in a public function or method."""
     found = []
-    for name, node, owner in public(source) if not _layer(path).startswith("_") else ():
-        if isinstance(node, Function) and not (owner is not None and node.name in INHERITED):
+    for name, node, owner in public(source):
+        if isinstance(node, Function) and not (_internal(path, name) or (owner is not None and node.name in INHERITED)):
             args, _ = _arguments(node, owner)
             if len(args) > most:
                 found.append(f"{path}:{node.lineno} {name} takes {len(args)} positional parameters: {args}")
@@ -260,14 +260,23 @@ def _fields(node: ast.ClassDef) -> list[str]:
     return [s.target.id for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
 
 
+def _exported_lazily(path: str, name: str) -> bool:
+    layer = _layer(path)
+    return layer in SPACES and name.split(".")[0] in dir(importlib.import_module(f"cellsmith.{layer}"))
+
+
+def _internal(path: str, name: str) -> bool:
+    """Whether an object lies in a file that starts with an underscore and is not offered by its namespace."""
+    return path.split("/")[-1].startswith("_") and not _exported_lazily(path, name)
+
+
 def _must_list_parameters(path: str, name: str, node: ast.AST) -> bool:
     """Whether a docstring needs its Parameters section: everything users meet, and mathematics beyond a formula."""
-    layer, stem = _layer(path), path.split("/")[-1].removesuffix(".py")
-    if layer in {"math", "nn"} or stem == "equations":
+    if _layer(path) in {"math", "nn"} or path.endswith("/equations.py"):
         brief = isinstance(node, Function) and len(node.body) <= 3
         same = re.search(r"Parameters.* as in :func:", ast.get_docstring(node) or "")
-        return not (stem.startswith("_") or brief or same)
-    return layer in SPACES and name.split(".")[0] in dir(importlib.import_module(f"cellsmith.{layer}"))
+        return not (_internal(path, name) or brief or same)
+    return _exported_lazily(path, name)
 
 
 def documented(path: str, source: str) -> list[str]:
