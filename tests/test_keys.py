@@ -104,7 +104,7 @@ def test_union_keeps_order():
 
 
 @pytest.mark.parametrize(
-    "key", ["", " ", "a/b", "/", "..", ".", "__x", "a\0", "\ud800", None, 3, "_index", "_scvi_uuid"]
+    "key", ["", " ", "a/b", "/", "a\\b", "..", ".", "__x", "a\0", "\ud800", None, 3, "_index", "_scvi_uuid"]
 )
 def test_bad_key_is_refused(key):
     with pytest.raises(SetupError, match=r"(?s)key_added is .*expected .*Type for example"):

@@ -109,16 +109,16 @@ def check_name(name: object, *, what: str = "The name") -> str:
     Raises
     ------
     SetupError
-        If it is not a string, is empty, has a slash, a NUL or half a surrogate pair, consists of dots, or starts with
-        two underscores (zarr reserves those).
+        If it is not a string, is empty, has a slash, a backslash, a NUL or half a surrogate pair, consists of dots, or
+        starts with two underscores (zarr reserves those).
     """
     fault = None
     if not isinstance(name, str):
         fault = f"of type {type(name).__name__}"
     elif not name.strip():
         fault = "empty"
-    elif "/" in name:
-        fault = "not storable: h5ad and zarr read a slash as a folder"
+    elif "/" in name or "\\" in name:
+        fault = "not storable: h5ad reads a slash as a folder, and zarr also a backslash"
     elif "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         fault = "not storable: it contains a NUL or half a surrogate pair"
     elif not name.strip("."):
@@ -127,7 +127,7 @@ def check_name(name: object, *, what: str = "The name") -> str:
         fault = "reserved by zarr, as every name that starts with two underscores"
     if fault is None:
         return str(name)
-    suggestion = str(name).replace("/", "_").replace("\0", "").strip("._ ") or "my_result"
+    suggestion = str(name).replace("/", "_").replace("\\", "_").replace("\0", "").strip("._ ") or "my_result"
     raise SetupError(
         f"{what} is {name!r}, which is {fault}; expected a non-empty string without a slash. "
         f"Type for example {suggestion.encode('ascii', 'replace').decode()!r}."

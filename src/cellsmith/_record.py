@@ -24,7 +24,7 @@ from ._storable import column, matrix, storable
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Result", "extend", "hash_names", "provenance", "read", "storable", "write"]
+__all__ = ["Result", "extend", "forget_registration", "hash_names", "provenance", "read", "storable", "write"]
 
 Address: TypeAlias = tuple[str, str]
 
@@ -238,6 +238,18 @@ def provenance(
     return stored
 
 
+def forget_registration(adata: Any) -> None:
+    """Remove the identifier by which scvi-tools knows an object, so that it is registered anew.
+
+    Parameters
+    ----------
+    adata
+        AnnData or MuData that was copied from a registered one.
+    """
+    adata.uns.pop("_scvi_uuid", None)
+    adata.uns.pop("_scvi_manager_uuid", None)
+
+
 def hash_names(names: Iterable[str]) -> str:
     """Return the SHA-256 of names in order, as 64 hexadecimal digits.
 
@@ -418,6 +430,8 @@ def _nest(histories: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(values, Mapping):
             values = _nest(values)
         else:
+            # scvi-tools keeps a history as a DataFrame of one column.
+            values = values.to_numpy() if hasattr(values, "to_numpy") else values
             values = np.ravel(np.asarray(storable(values, where=f"histories[{name!r}]")))
         *parents, leaf = str(name).split("/")
         level: Any = nested

@@ -82,6 +82,8 @@ def column(values: object, *, index: pd.Index, where: str) -> Any:
     """
     if isinstance(values, pd.Series) and not values.index.equals(index):
         _refuse(where, "a Series with another index", "the obs_names of the object, in order", "series.to_numpy()")
+    if isinstance(values, str | Mapping | Real) or not hasattr(values, "__len__"):
+        _refuse(where, f"a {type(values).__name__}", f"shape ({len(index)},), one value a cell", "an array")
     array = _array(values, where, missing=True)
     if not hasattr(array, "shape") or array.shape != (len(index),):
         found = f"shape {array.shape}" if hasattr(array, "shape") else f"a {type(values).__name__}"
