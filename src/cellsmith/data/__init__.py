@@ -1,1 +1,1 @@
-"""From registered AnnData to batches: fields and data modules."""
+"""What stands between AnnData and a batch of tensors: registered fields and data modules."""

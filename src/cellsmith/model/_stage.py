@@ -1,0 +1,364 @@
+"""A stage of training as data, and the one plan that runs any stage."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from scvi.train import Trainer, TrainRunner
+
+from cellsmith._errors import ConvergenceError, SetupError, nearest
+
+__all__ = ["Optim", "Ramp", "Stage", "StagePlan", "StageRunner", "apply_plan_kwargs", "stage_lengths"]
+
+# A monitor that has not moved at all over this many checks is broken, not converged.
+N_CONSTANT_CHECKS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimiser of a stage.
+
+    Parameters
+    ----------
+    lr
+        Peak learning rate of AdamW.
+    lr_factors
+        Name of a parameter (or prefix of it) -> factor on ``lr``; such parameters get no weight decay.
+    weight_decay
+        Decoupled weight decay.
+    clip
+        Largest norm of the gradient; None does not clip.
+    warmup_steps
+        Steps of linear increase of the learning rate.
+    schedule
+        "cosine" decays to zero over the stage, "constant" does not.
+    patience
+        Checks without improvement after which the stage stops; None never stops early.
+    average
+        (from, to): submodule ``to`` keeps an exponential moving average of ``from``.
+    average_decay
+        Its final decay; ramped as min(decay, (1 + step) / (10 + step)).
+    """
+
+    lr: float = 1e-3
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 1e-3
+    clip: float | None = None
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    patience: int | None = 30
+    average: tuple[str, str] | None = None
+    average_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight of the loss that grows linearly from 0 to ``target`` over the first ``fraction`` of a stage.
+
+    Parameters
+    ----------
+    target
+        Final weight, used for validation throughout.
+    fraction
+        Fraction of the stage's epochs, at most ``max_epochs``.
+    max_epochs
+        Longest ramp, epochs.
+    """
+
+    target: float
+    fraction: float = 1 / 3
+    max_epochs: int = 50
+
+    def at(self, epoch: float, n_epochs: int) -> float:
+        """Return the weight after ``epoch`` (fractional) of ``n_epochs``."""
+        length = min(self.max_epochs, n_epochs * self.fraction)
+        return self.target * min(1.0, epoch / length) if length > 0 else self.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training, declared by a model and run by :meth:`cellsmith.model._base.CellModel.train`.
+
+    Parameters
+    ----------
+    name
+        Prefix of its histories.
+    max_epochs
+        Longest length in epochs.
+    trains
+        Prefixes of the module's parameter names that are trained; all others are frozen.
+    loss
+        Name of the module's method ``(tensors, *, weights, generator) -> LossOutput``.
+    weights
+        Weights of the named terms, numbers or :class:`Ramp`.
+    batches
+        "cells": from the registered object; "table": from the table that ``refresh`` returns.
+    batch_size
+        Rows a batch.
+    steps_per_epoch
+        Steps of an epoch over a table.
+    refresh
+        Name of the model's method that is called before the stage starts.
+    solve
+        Name of the model's method that replaces the optimiser (closed form).
+    monitor
+        Metric that decides on stopping.
+    plan
+        Optimiser.
+    """
+
+    name: str
+    max_epochs: int = 1
+    trains: tuple[str, ...] = ()
+    loss: str = ""
+    weights: Mapping[str, float | Ramp] = field(default_factory=dict)
+    batches: str = "cells"
+    batch_size: int = 128
+    steps_per_epoch: int = 100
+    refresh: str | None = None
+    solve: str | None = None
+    monitor: str = "validation_loss"
+    plan: Optim = field(default_factory=Optim)
+
+
+def stage_lengths(stages: tuple[Stage, ...], max_epochs: int | Mapping[str, int] | None) -> tuple[Stage, ...]:
+    """Shorten stages: an int is a cap for every stage, a mapping sets stages exactly.
+
+    Raises
+    ------
+    SetupError
+        If a mapping names no such stage or a length is below 1.
+    """
+    if max_epochs is None:
+        return stages
+    names = [s.name for s in stages if s.solve is None]
+    wanted = dict(max_epochs) if isinstance(max_epochs, Mapping) else {}
+    for name, epochs in wanted.items():
+        if name not in names:
+            raise SetupError(f"max_epochs names the stage {name!r}, which does not exist. {nearest(name, names)}")
+        if int(epochs) < 1:
+            raise SetupError(f"max_epochs[{name!r}]={epochs}; a stage takes at least 1 epoch.")
+    if isinstance(max_epochs, Mapping):
+        return tuple(replace(s, max_epochs=int(wanted.get(s.name, s.max_epochs))) for s in stages)
+    if int(max_epochs) < 1:
+        raise SetupError(f"max_epochs={max_epochs}; expected at least 1.")
+    return tuple(replace(s, max_epochs=min(s.max_epochs, int(max_epochs))) for s in stages)
+
+
+def apply_plan_kwargs(stages: tuple[Stage, ...], plan_kwargs: Mapping[str, Any] | None) -> tuple[Stage, ...]:
+    """Override fields of every stage's optimiser.
+
+    Raises
+    ------
+    SetupError
+        If a name is not a field of :class:`Optim`.
+    """
+    if not plan_kwargs:
+        return stages
+    valid = [f.name for f in fields(Optim)]
+    for name in plan_kwargs:
+        if name not in valid:
+            raise SetupError(f"plan_kwargs has no option {name!r}. {nearest(name, valid)}")
+    return tuple(s if s.solve else replace(s, plan=replace(s.plan, **plan_kwargs)) for s in stages)
+
+
+class StagePlan(LightningModule):
+    """Runs one stage: AdamW, schedule, clipping, moving average, best iterate, and the guards.
+
+    Parameters
+    ----------
+    module
+        The model's module.
+    stage
+        What to run.
+    keep_best
+        Restore the iterate of the best validation loss at the end.
+    """
+
+    def __init__(self, module: torch.nn.Module, stage: Stage, *, keep_best: bool = True) -> None:
+        super().__init__()
+        self.module, self.stage = module, stage
+        self._keep_best = keep_best
+        self._best: tuple[float, dict[str, torch.Tensor]] | None = None
+        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
+        self._last_finite = math.nan
+        self._monitored: list[float] = []
+        names = [n for n, _ in module.named_parameters() if n.startswith(stage.trains)]
+        if not names:
+            raise ConvergenceError(f"Stage {stage.name!r} trains {stage.trains}, but no parameter has such a name.")
+        self._trained = names
+        self._averaged = stage.plan.average
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW with one group a learning-rate factor, and the schedule by step."""
+        plan, groups = self.stage.plan, {}
+        for name, parameter in self.module.named_parameters():
+            if name in self._trained:
+                factor = next((f for prefix, f in plan.lr_factors.items() if name.startswith(prefix)), None)
+                groups.setdefault(factor, []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "lr": plan.lr * (factor or 1.0),
+                    "weight_decay": 0.0 if factor is not None else plan.weight_decay,
+                }
+                for factor, parameters in groups.items()
+            ],
+            fused=True,
+        )
+        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = min(plan.warmup_steps, n_steps // 10)
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            if plan.schedule == "constant":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Freeze what the stage does not train; Lightning leaves a module in the mode it finds it in."""
+        self.module.train()
+        trained = set(self._trained)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def _weights(self, *, training: bool) -> dict[str, float]:
+        n = self.trainer.max_epochs or 1
+        epoch = self.current_epoch + 1 if training else n
+        return {k: w.at(epoch, n) if isinstance(w, Ramp) else float(w) for k, w in self.stage.weights.items()}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the loss of one batch."""
+        out = getattr(self.module, self.stage.loss)(batch, weights=self._weights(training=True))
+        self._collect("train", out)
+        return out.loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Add one batch to the validation loss, with noise that is the same at every check."""
+        generator = torch.Generator(device=self.device).manual_seed(batch_idx)
+        out = getattr(self.module, self.stage.loss)(batch, weights=self._weights(training=False), generator=generator)
+        self._collect("validation", out)
+
+    def _collect(self, phase: str, out: Any) -> None:
+        # Sums stay tensors until the epoch ends: a number a step would wait for the device each time.
+        sums, n = self._sums[phase], out.n_obs_minibatch
+        for name, value in {"loss": out.loss, **out.extra_metrics}.items():
+            term = value.detach() * n
+            sums[name] = sums[name] + term if name in sums else term
+        sums["n"] = sums["n"] + n if "n" in sums else torch.tensor(float(n), device=out.loss.device)
+
+    def _flush(self, phase: str) -> None:
+        sums = self._sums[phase]
+        n = sums.pop("n", None)
+        if n is not None:
+            self.log_dict({f"{phase}_{k}": v / n for k, v in sums.items()}, on_epoch=True, sync_dist=True, batch_size=1)
+        self._sums[phase] = {}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        self._flush("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation means, keep the best iterate and refuse a monitor that never moves."""
+        if self.trainer.sanity_checking:
+            self._sums["validation"] = {}
+            return
+        sums = self._sums["validation"]
+        value = float(sums["loss"] / sums["n"]) if "n" in sums else math.nan
+        self._flush("validation")
+        self._monitored = [*self._monitored[-N_CONSTANT_CHECKS:], value]
+        if len(self._monitored) > N_CONSTANT_CHECKS and len(set(self._monitored)) == 1:
+            raise ConvergenceError(
+                f"Stage {self.stage.name!r}: the monitor {self.stage.monitor!r} was exactly {value} at "
+                f"{N_CONSTANT_CHECKS + 1} checks in a row; early stopping on it would mean nothing."
+            )
+        if self._keep_best and math.isfinite(value) and (self._best is None or value < self._best[0]):
+            self._best = (value, {k: v.detach().clone() for k, v in self._state().items()})
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        keep = set(self._trained)
+        target = f"{self._averaged[1]}." if self._averaged else None
+        return {k: v for k, v in self.module.state_dict().items() if k in keep or (target and k.startswith(target))}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the gradient; refuse a non-finite one BEFORE the step, so that the weights stay finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.stage.plan.clip or math.inf, foreach=True)
+        if not bool(torch.isfinite(norm)):
+            raise ConvergenceError(
+                f"Stage {self.stage.name!r} met a non-finite loss or gradient at step {self.global_step}; the last "
+                f"finite loss was {self._last_finite:.6g} and the weights of that step are kept. "
+                f"Try train(plan_kwargs={{'lr': {self.stage.plan.lr / 3:.1g}}})."
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Remember the loss and move the average."""
+        if self.global_step % 20 == 0 and outputs is not None:
+            self._last_finite = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        if self._averaged is None:
+            return
+        source, target = (self.module.get_submodule(n) for n in self._averaged)
+        k = self.global_step
+        decay = min(self.stage.plan.average_decay, (1 + k) / (10 + k))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
+
+    def on_fit_end(self) -> None:
+        """Put the best iterate back and thaw the module."""
+        if self._best is not None:
+            self.module.load_state_dict(self._best[1], strict=False)
+            self._best = None
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(True)
+
+
+class StageRunner(TrainRunner):
+    """Runner of one stage: its histories get the stage's prefix, errors keep their type, nothing is printed."""
+
+    _trainer_cls = Trainer
+
+    def _run_training_core(self) -> None:
+        # Lightning announces its devices at every fit: once is news, once a stage is noise.
+        talk = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        level = talk.level
+        talk.setLevel(logging.WARNING)
+        try:
+            self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
+        except SystemExit as error:
+            # Lightning turns Ctrl-C into SystemExit, which would end a notebook's kernel or a user's script.
+            if getattr(self.trainer, "interrupted", False) or error.code == 1:
+                raise KeyboardInterrupt(
+                    f"Training stopped in stage {self.training_plan.stage.name!r}; the weights reached so far are kept."
+                ) from None
+            raise
+        finally:
+            talk.setLevel(level)
+            self._update_history()
+            for parameter in self.model.module.parameters():
+                parameter.requires_grad_(True)
+            self.model.module.eval()
+            self.model.to_device(self.device)
+        self.model.trainer = self.trainer
+
+    def _update_history(self) -> None:
+        if self.model.history_ is None:
+            self.model.history_ = {}
+        if not self.trainer.is_global_zero:
+            return
+        logged = getattr(self.trainer.logger, "history", None) or {}
+        stage = self.training_plan.stage.name
+        for metric, table in logged.items():
+            self.model.history_[f"{stage}/{metric}"] = table.copy()

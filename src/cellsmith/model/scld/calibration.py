@@ -1,0 +1,147 @@
+"""E8 on a trained decoder: the closed-form refit of the inverse dispersions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from cellsmith.math import counts
+from cellsmith.model.scld.autoencoder import ForeignAutoencoder
+from cellsmith.model.scld.module import SCLDModule, dense_counts
+
+__all__ = ["calibrate"]
+
+Cells = Callable[[np.ndarray | None], Iterator[dict[str, Tensor]]]
+
+
+def calibrate(
+    module: SCLDModule, cells: Cells, *, fit: np.ndarray | None, held_out: np.ndarray | None
+) -> dict[str, Any]:
+    """Refit theta by maximum likelihood with the decoder frozen and one posterior mean a cell.
+
+    Parameters
+    ----------
+    module
+        In evaluation mode; its dispersions are replaced when the held-out likelihood agrees.
+    cells
+        Maps cell indices to batches.
+    fit, held_out
+        Indices of the cells to fit on and to judge by.
+
+    Returns
+    -------
+    ``done``, ``accepted``, negative log-likelihood a held-out cell ``nll_before`` and ``nll_after``, and the quartiles
+    of theta; ``done=False`` with a reason where there is nothing to refit.
+    """
+    parameter, kind = _parameter(module)
+    if parameter is None:
+        return {"done": False, "reason": kind, "accepted": True}
+    before = parameter.detach().clone()
+    nll_before = _negative_log_likelihood(module, cells, held_out)
+    groups = [None] if kind == "gene" else list(range(before.shape[0]))
+    pooled = counts.refit_dispersion(lambda: _batches(module, cells, fit, None, kind), _theta(before, kind))
+    table = np.tile(np.asarray(pooled), (before.shape[0], 1)) if kind != "gene" else np.asarray(pooled)[None]
+    if groups != [None]:
+        sizes = _group_sizes(module, cells, fit, kind, len(groups))
+        for g in groups:
+            if sizes[g]:
+                own = counts.refit_dispersion(lambda g=g: _batches(module, cells, fit, g, kind), np.asarray(pooled))
+                table[g] = counts.shrink_dispersion(own, np.asarray(pooled), n_group=int(sizes[g]))
+    parameter.data.copy_(torch.from_numpy(np.log(table)).to(parameter).reshape(parameter.shape))
+    nll_after = _negative_log_likelihood(module, cells, held_out)
+    accepted = bool(nll_after <= nll_before)
+    if not accepted:
+        parameter.data.copy_(before)
+    quartiles = np.quantile(table, [0.25, 0.5, 0.75])
+    return {
+        "done": True,
+        "accepted": accepted,
+        "nll_before": nll_before,
+        "nll_after": nll_after,
+        "median_theta_before": float(before.exp().median()),
+        "median_theta": float(quartiles[1]),
+        "theta_quartiles": quartiles,
+        "share_at_bound": float(np.mean((table <= 1.01e-2) | (table >= 0.99e4))),
+    }
+
+
+def _parameter(module: SCLDModule) -> tuple[Any, str]:
+    """Return log theta as a view (groups, G) and what its groups are; None and the reason where there is none."""
+    own = module.autoencoder
+    if not isinstance(own, ForeignAutoencoder):
+        return own.log_theta, own.dispersion
+    if own.dispersion == "gene-cell":
+        return None, "the dispersion of the source differs by cell"
+    if own.source.gene_likelihood == "poisson":
+        return None, "a Poisson likelihood has no dispersion"
+    px_r = own.source.px_r
+    return _Transposed(px_r) if px_r.dim() == 2 else _Row(px_r), own.dispersion
+
+
+class _View:
+    """A (groups, G) view of a parameter of another layout."""
+
+    def __init__(self, parameter: Tensor, view: Tensor) -> None:
+        self.data, self.shape = view, view.shape
+        self._parameter = parameter
+
+    def detach(self) -> Tensor:
+        return self.data.detach()
+
+
+class _Transposed(_View):
+    def __init__(self, parameter: Tensor) -> None:
+        super().__init__(parameter, parameter.data.T)
+
+
+class _Row(_View):
+    def __init__(self, parameter: Tensor) -> None:
+        super().__init__(parameter, parameter.data[None])
+
+
+def _theta(log_theta: Tensor, kind: str) -> np.ndarray:
+    pooled = log_theta[0] if kind == "gene" else log_theta.mean(dim=0)
+    return pooled.exp().double().cpu().numpy()
+
+
+def _group(tensors: Mapping[str, Tensor], kind: str) -> Tensor:
+    key = REGISTRY_KEYS.BATCH_KEY if kind == "gene-batch" else REGISTRY_KEYS.LABELS_KEY
+    return tensors[key].reshape(-1)
+
+
+def _group_sizes(module: SCLDModule, cells: Cells, fit: np.ndarray | None, kind: str, n_groups: int) -> np.ndarray:
+    codes = torch.cat([_group(t, kind) for t in cells(fit)]).cpu().numpy()
+    return np.bincount(codes[codes < n_groups], minlength=n_groups)
+
+
+def _batches(
+    module: SCLDModule, cells: Cells, fit: np.ndarray | None, group: int | None, kind: str
+) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    """Yield counts and their means under the frozen decoder, one pass."""
+    for batch in cells(fit):
+        tensors = {k: v.to(module.device) for k, v in batch.items()}
+        mean, _ = module.posterior(tensors)
+        decoded = module.decode(mean, tensors)
+        m = (module.log_library(tensors).exp()[:, None] * decoded.rho).cpu().numpy()
+        x = sparse.csr_matrix(dense_counts(batch).numpy())
+        if group is not None:
+            keep = (_group(batch, kind) == group).cpu().numpy()
+            x, m = x[keep], m[keep]
+        if x.shape[0]:
+            yield x, m
+
+
+def _negative_log_likelihood(module: SCLDModule, cells: Cells, held_out: np.ndarray | None) -> float:
+    total, n = 0.0, 0
+    for batch in cells(held_out):
+        tensors = {k: v.to(module.device) for k, v in batch.items()}
+        mean, _ = module.posterior(tensors)
+        total -= float(module.log_prob(tensors, mean).sum())
+        n += len(mean)
+    return total / n

@@ -1,0 +1,188 @@
+"""SCLD: latent diffusion synthesis of single-cell counts (arXiv 2312.14220).
+
+The published text that was available names two mechanisms, pre-guidance and post-guidance, and the latent diffusion
+that they steer. The equations E1 to E23 are this package's own; ``DEVIATIONS`` says so first.
+
+Symbols: n cells, G genes, d latent dimensions; x (n, G) counts; l (n,) totals, counts; s batch; c conditions;
+z (n, d) latents; rho (n, G) shares, rows sum to 1; m = l rho mean counts; theta (G,) inverse dispersion;
+w (n, d + 1) standardised latents with the standardised log total; log-likelihoods in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cellsmith.math import counts, edm, likelihood
+
+__all__ = [
+    "DEVIATIONS",
+    "EQUATIONS",
+    "Deviation",
+    "assemble",
+    "draw_latent",
+    "encoder_input",
+    "gaussian_kl",
+    "interpolate_embeddings",
+    "latent_statistics",
+    "moment_statistics",
+    "standardise",
+    "unassemble",
+]
+
+# A latent dimension with a smaller standard deviation carries nothing; dividing by it would blow noise up.
+COLLAPSED_SD = 1e-3
+
+
+def encoder_input(x: Tensor) -> Tensor:
+    """E1: what the encoder reads, log(1 + x), for counts x (n, G)."""
+    return torch.log1p(x)
+
+
+def draw_latent(mean: Tensor, sd: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """E1: one draw z ~ N(mean, diag sd^2), (n, d)."""
+    noise = torch.empty_like(mean).normal_(generator=generator)
+    return torch.addcmul(mean, sd, noise)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """E6: KL(N(mean, exp log_variance) || N(0, I)) of every cell, (n,), nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1)
+
+
+def latent_statistics(mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """E9: centre and scale of the aggregate posterior.
+
+    Parameters
+    ----------
+    mean, sd
+        Posterior means and standard deviations of all cells (n, d).
+
+    Returns
+    -------
+    Centre (d,), scale (d,) with scale^2 = Var_i mean + mean_i sd^2, and a boolean (d,) that marks collapsed dimensions
+    (scale below 1e-3), whose scale is set to 1.
+    """
+    scale = (mean.var(dim=0, unbiased=False) + sd.square().mean(dim=0)).sqrt()
+    collapsed = scale < COLLAPSED_SD
+    return mean.mean(dim=0), torch.where(collapsed, torch.ones_like(scale), scale), collapsed
+
+
+def moment_statistics(log_total: Tensor) -> tuple[Tensor, Tensor]:
+    """E10: mean and standard deviation of the log totals (n,); a constant total has scale 1."""
+    sd = log_total.std(unbiased=False)
+    return log_total.mean(), torch.where(sd < COLLAPSED_SD, torch.ones_like(sd), sd)
+
+
+def standardise(z: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """E9: (z - centre) / scale."""
+    return (z - centre) / scale
+
+
+def assemble(z_standard: Tensor, u: Tensor | None) -> Tensor:
+    """E10: w = [z, u], so that depth and state stay correlated; without u, w = z."""
+    return z_standard if u is None else torch.cat([z_standard, u.reshape(-1, 1)], dim=1)
+
+
+def unassemble(w: Tensor, n_latent: int) -> tuple[Tensor, Tensor | None]:
+    """Inverse of :func:`assemble`."""
+    return (w, None) if w.shape[1] == n_latent else (w[:, :n_latent], w[:, n_latent])
+
+
+def interpolate_embeddings(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """E23: (1 - weight) E[a] + weight E[b], of condition embeddings (n, h)."""
+    return (1.0 - weight) * start + weight * end
+
+
+EQUATIONS = {
+    "E1": draw_latent,
+    "E2": likelihood.nb_log_prob_softmax,
+    "E3": likelihood.nb_log_prob,
+    "E4": likelihood.nb_log_prob,
+    "E5": likelihood.zinb_log_prob,
+    "E6": gaussian_kl,
+    "E7": counts.dispersion_moments,
+    "E8": counts.refit_dispersion,
+    "E9": latent_statistics,
+    "E10": assemble,
+    "E11": counts.empirical_library,
+    "E12": edm.signal_noise,
+    "E13": edm.denoise,
+    "E14": edm.denoising_loss,
+    "E15": "cellsmith.nn.denoiser.Denoiser",
+    "E16": edm.drop_conditions,
+    "E17": edm.guided_denoiser,
+    "E18": edm.sample_dpmpp_2m,
+    "E19": edm.invert_ddim,
+    "E20": "cellsmith.model.scld.post_guidance.apply_post_guidance",
+    "E21": counts.exact_total,
+    "E22": edm.log_density,
+    "E23": interpolate_embeddings,
+}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One difference from the published method.
+
+    Parameters
+    ----------
+    subject
+        What differs.
+    published
+        What the published text says.
+    change
+        What this package does.
+    why
+        The reason.
+    test
+        The test that shows it.
+    """
+
+    subject: str
+    published: str
+    change: str
+    why: str
+    test: str
+
+
+DEVIATIONS = (
+    Deviation(
+        "the method as a whole",
+        "abstract and opening only: a latent diffusion model for scRNA-seq with pre- and post-guidance",
+        "SCLD-style latent diffusion with pre- and post-guidance; the published text names the two mechanisms, our "
+        "equations for them are our own; no claim to reproduce the paper's tables",
+        "architecture, losses, constants and data sets of the paper were not available",
+        "tests/model/scld/test_equations.py::test_first_deviation_states_what_is_ours",
+    ),
+    Deviation(
+        "latent scale",
+        "not stated",
+        "latents are standardised by the aggregate posterior before the diffusion (E9)",
+        "a schedule made for unit variance wastes its steps on latents of another scale",
+        "tests/model/scld/test_train.py::test_cached_latents_have_unit_variance",
+    ),
+    Deviation(
+        "sequencing depth",
+        "not stated",
+        "the log total is one more dimension of the diffusion (E10) and counts are drawn at that exact total (E21)",
+        "depth and cell state are correlated; an observed total used as a mean counts its variance twice",
+        "tests/model/scld/test_generate.py::test_exact_total_gives_the_requested_totals",
+    ),
+    Deviation(
+        "dispersion",
+        "not stated",
+        "started from moments (E7), learned at ten times the rate, refitted by maximum likelihood (E8)",
+        "learned at the common rate it stays near its start, and any classifier then tells generated genes",
+        "tests/model/scld/test_train.py::test_dispersion_moves_away_from_its_start",
+    ),
+    Deviation(
+        "post-guidance",
+        "raises sample quality",
+        "five readings under one argument (E20), none by default",
+        "no reading has raised quality beyond the spread between seeds (see the benchmark page)",
+        "tests/model/scld/test_post_guidance.py::test_no_post_guidance_by_default",
+    ),
+)

@@ -1,0 +1,148 @@
+"""Taking over a trained scvi-tools model: what it is, on what data, and how to build it again."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+
+from cellsmith._errors import NotTrainedError, SetupError
+
+__all__ = ["build_source", "describe_source"]
+
+ACCEPTED = ("SCVI", "SCANVI")
+
+
+def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnData, dict[str, Any]]:
+    """Return how to rebuild the model's module, an AnnData that shares its counts, and how to register that.
+
+    Parameters
+    ----------
+    model
+        Trained SCVI or SCANVI.
+    adata
+        Cells to use; None is the model's own.
+
+    Returns
+    -------
+    ``{"class": path, "kwargs": plain arguments}``; an AnnData of its own with the same count matrix; the arguments of
+    ``SCLD.setup_anndata``.
+
+    Raises
+    ------
+    NotTrainedError
+        If the model is not trained.
+    SetupError
+        For another class, a "normal" likelihood, a logistic-normal latent, or a minified model.
+    """
+    import scvi
+
+    if not isinstance(model, scvi.model.SCVI | scvi.model.SCANVI):
+        raise SetupError(
+            f"from_scvi_model got {type(model).__name__}; accepted: {', '.join(ACCEPTED)} (scvi.model.SCVI, "
+            "scvi.model.SCANVI)."
+        )
+    if not model.is_trained:
+        raise NotTrainedError("from_scvi_model needs a trained model: call model.train() first.")
+    module = model.module
+    if module.gene_likelihood not in ("nb", "zinb", "poisson"):
+        raise SetupError(
+            f"The model has gene_likelihood={module.gene_likelihood!r}; accepted: 'nb', 'zinb', 'poisson' (counts)."
+        )
+    if module.latent_distribution != "normal":
+        raise SetupError(
+            f"The model has latent_distribution={module.latent_distribution!r}; accepted: 'normal' (a diffusion needs "
+            "latents without a constraint)."
+        )
+    if module.minified_data_type is not None:
+        raise SetupError(
+            "The model's AnnData is minified, so there are no counts to learn depth and dispersion from. Load the model "
+            "with its full AnnData: SCVI.load(path, adata=full)."
+        )
+    source_data = model.adata if adata is None else adata
+    args = model.registry["setup_args"]
+    carrier = _carrier(source_data, model.registry)
+    setup = {
+        name: args.get(name)
+        for name in (
+            "layer",
+            "batch_key",
+            "labels_key",
+            "categorical_covariate_keys",
+            "continuous_covariate_keys",
+            "size_factor_key",
+        )
+    }
+    state = model.registry["field_registries"]["labels"]["state_registry"]
+    setup["unlabeled_category"] = state.get("unlabeled_category")
+    path = f"{type(module).__module__}.{type(module).__qualname__}"
+    return {"class": path, "kwargs": _module_arguments(model)}, carrier, setup
+
+
+def _carrier(adata: AnnData, registry: Mapping[str, Any]) -> AnnData:
+    """Return a new AnnData that shares the count matrix; categories are ordered as in the model."""
+    obs = adata.obs[[c for c in adata.obs.columns if not c.startswith("_scvi")]].copy()
+    fields = registry["field_registries"]
+    orders = {}
+    for key in ("batch", "labels"):
+        state = fields[key]["state_registry"]
+        if state.get("original_key") in obs:
+            orders[state["original_key"]] = state["categorical_mapping"]
+    extra = fields.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+    orders |= {k: extra["mappings"][k] for k in extra.get("field_keys", ())}
+    for column, order in orders.items():
+        obs[column] = pd.Categorical(obs[column], categories=list(order))
+    return AnnData(X=adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=dict(adata.layers))
+
+
+def _module_arguments(model: Any) -> dict[str, Any]:
+    """Collect plain arguments that build a module of the same shape; its weights follow from the state dict."""
+    module, stats = model.module, model.summary_stats
+    given = model.init_params_
+    known = {
+        name
+        for cls in type(module).__mro__
+        if "__init__" in vars(cls)
+        for name in inspect.signature(cls.__init__).parameters
+    }
+    kwargs = {k: v for k, v in given["non_kwargs"].items() if k in known}
+    for extra in given["kwargs"].values():
+        kwargs.update(extra)
+    covariates = model.registry["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+    per_covariate = covariates.get("n_cats_per_key")
+    kwargs.update(
+        n_input=int(stats["n_vars"]),
+        n_batch=int(stats["n_batch"]),
+        n_labels=int(module.n_labels),
+        n_continuous_cov=int(stats.get("n_extra_continuous_covs", 0)),
+        n_cats_per_cov=None if not per_covariate else [int(n) for n in per_covariate],
+        use_size_factor_key=bool(module.use_size_factor_key),
+        n_latent=int(module.n_latent),
+    )
+    if hasattr(module, "library_log_means"):
+        for name in ("library_log_means", "library_log_vars"):
+            kwargs[name] = np.asarray(getattr(module, name).cpu())
+    return kwargs
+
+
+def build_source(description: Mapping[str, Any]) -> Any:
+    """Return a module of the described class with fresh weights.
+
+    Raises
+    ------
+    SetupError
+        If the class does not come from scvi-tools: a saved model must not choose what code runs.
+    """
+    module_name, _, class_name = description["class"].rpartition(".")
+    if not module_name.startswith("scvi.module"):
+        raise SetupError(
+            f"The saved source is of class {description['class']!r}; only classes of scvi.module are built."
+        )
+    cls = getattr(importlib.import_module(module_name), class_name)
+    return cls(**description["kwargs"])

@@ -1,0 +1,149 @@
+"""What the stages of SCLD do besides stepping an optimiser: starts, caches, the refit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from cellsmith._errors import DataWarning
+from cellsmith._rng import Streams
+from cellsmith.data.fields import REP_KEY
+from cellsmith.math import counts
+from cellsmith.model.scld import equations as eq
+from cellsmith.model.scld.autoencoder import CountAutoencoder
+from cellsmith.model.scld.calibration import calibrate
+
+__all__ = ["TrainingMixin"]
+
+# Moments and the refit are averages over cells: more of them than this change nothing that matters.
+MAX_MOMENT_CELLS = 20_000
+MAX_REFIT_CELLS = 50_000
+
+
+class TrainingMixin:
+    """Methods that the stages of :class:`cellsmith.model.SCLD` name."""
+
+    def _cells(self, indices: np.ndarray | None = None, *, batch_size: int = 1024) -> Iterator[dict[str, Tensor]]:
+        """Yield batches of the training object, in order."""
+        if self._datamodule is not None:
+            yield from self._datamodule.train_dataloader()
+            return
+        reader = self._reader
+        order = np.arange(len(reader)) if indices is None else indices
+        for start in range(0, len(order), batch_size):
+            yield reader[order[start : start + batch_size]]
+
+    def _training_sample(self, limit: int, streams: Streams) -> np.ndarray | None:
+        if self._datamodule is not None:
+            return None
+        cells = self._split[0]
+        if len(cells) <= limit:
+            return cells
+        return np.sort(streams.numpy("refit").choice(cells, limit, replace=False))
+
+    @torch.no_grad()
+    def _start_autoencoder(self, streams: Streams) -> None:
+        """E7, E2: start the dispersion at its moments and the decoder at the mean profile; scales of given inputs."""
+        module, parts, factors, reps = self.module, [], [], []
+        for tensors in self._cells(self._training_sample(MAX_MOMENT_CELLS, streams)):
+            parts.append(_to_scipy(tensors[REGISTRY_KEYS.X_KEY]))
+            if REGISTRY_KEYS.SIZE_FACTOR_KEY in tensors:
+                factors.append(tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].reshape(-1))
+            if REP_KEY in tensors:
+                reps.append(tensors[REP_KEY].float())
+        x = sparse.vstack(parts, format="csr")
+        totals = counts.library_totals(x)
+        if factors:
+            factor = torch.cat(factors).double().numpy()
+            scale = np.median(totals) / np.median(factor)
+            module.size_factor_scale.fill_(float(scale))
+            totals = factor * scale
+        encoder: CountAutoencoder = module.autoencoder
+        if reps:
+            centre, spread, _ = eq.latent_statistics(torch.cat(reps), torch.zeros(1, module.n_latent))
+            encoder.rep_centre.copy_(centre)
+            encoder.rep_scale.copy_(spread)
+        if self.is_trained_ or (self.history_ and "autoencode/train_loss" in self.history_):
+            return
+        mean = torch.from_numpy(np.asarray(x.mean(axis=0)).ravel())
+        encoder.decoder_head.init_bias(mean)
+        theta = torch.from_numpy(np.asarray(counts.dispersion_moments(x, totals))).float()
+        encoder.log_theta.copy_(theta.log().expand_as(encoder.log_theta))
+        self.refit_["start_theta"] = theta.numpy()
+
+    @torch.no_grad()
+    def _cache_latents(self, streams: Streams) -> dict[str, Tensor]:
+        """E9, E10: posterior of every cell, its covariates and log total; sets the scales of the diffusion."""
+        table, log_total = self._encode_all(self._cells())
+        module = self.module
+        centre, scale, collapsed = eq.latent_statistics(table["mean"], table["sd"])
+        module.latent_centre.copy_(centre)
+        module.latent_scale.copy_(scale)
+        if bool(collapsed.any()):
+            self._note(
+                f"{int(collapsed.sum())} of {module.n_latent} latent dimensions carry nothing (spread below 1e-3). "
+                "Lower kl_weight or n_latent.",
+                DataWarning,
+            )
+        for name, values in (("library", table["log_library"][:, None]), ("continuous", table["continuous"])):
+            stats = [eq.moment_statistics(column) for column in values.T]
+            for buffer, value in (("centre", [s[0] for s in stats]), ("scale", [s[1] for s in stats])):
+                if value:
+                    target = getattr(module, f"{name}_{buffer}")
+                    target.copy_(torch.stack(value).reshape(target.shape))
+        self.training_rows_ = {
+            "codes": table["codes"].numpy().astype(np.int32),
+            "continuous": table["continuous"].numpy(),
+            "log_library": table["log_library"].numpy(),
+            "log_total": log_total.numpy(),
+        }
+        return table
+
+    @torch.no_grad()
+    def _encode_all(self, batches: Iterator[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the cached table (n rows) of batches of cells, and their log observed totals (n,)."""
+        module, rows, totals = self.module.eval(), [], []
+        for batch in batches:
+            tensors = {k: v.to(module.device) for k, v in batch.items()}
+            mean, sd = module.posterior(tensors)
+            n = len(mean)
+            continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
+            rows.append(
+                {
+                    "mean": mean.cpu(),
+                    "sd": sd.cpu(),
+                    "log_library": module.log_library(tensors).float().cpu(),
+                    "codes": module.condition_codes(tensors).cpu(),
+                    "continuous": torch.zeros(n, 0) if continuous is None else continuous.float().cpu(),
+                }
+            )
+            total = _to_scipy(batch[REGISTRY_KEYS.X_KEY]).sum(axis=1)
+            totals.append(torch.from_numpy(np.asarray(total, dtype=float).ravel()).log())
+        return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}, torch.cat(totals)
+
+    @torch.no_grad()
+    def _calibrate(self, streams: Streams) -> None:
+        """E8: refit the dispersion with the decoder frozen; kept only if held-out cells become no less likely."""
+        fit = self._training_sample(MAX_REFIT_CELLS, streams)
+        held_out = fit if self._datamodule is not None or not len(self._split[1]) else self._split[1]
+        self.module.eval()
+        self.refit_.update(calibrate(self.module, lambda idx: self._cells(idx), fit=fit, held_out=held_out))
+        if not self.refit_["accepted"]:
+            self._note(
+                "The maximum-likelihood refit of the dispersion made held-out cells less likely and was not used "
+                f"(negative log-likelihood {self.refit_['nll_before']:.2f} -> {self.refit_['nll_after']:.2f}).",
+                DataWarning,
+            )
+
+
+def _to_scipy(x: Tensor) -> sparse.csr_matrix:
+    if x.layout is torch.strided:
+        return sparse.csr_matrix(x.numpy())
+    return sparse.csr_matrix(
+        (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy()), shape=tuple(x.shape)
+    )
