@@ -9,7 +9,7 @@ import numpy as np
 
 from cellsmith._errors import SetupError, nearest
 
-__all__ = ["METRICS", "PRIVACY_METRICS", "SYMMETRIC", "Band", "Metric", "bounds_of", "describe", "judge"]
+__all__ = ["METRICS", "PRIVACY_METRICS", "SYMMETRIC", "Band", "Metric", "bounds_of", "check_bands", "describe", "judge"]
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,20 @@ METRICS: Mapping[str, Metric] = {
 """Metrics of :func:`~cellsmith.metrics.evaluate_synthetic`, in the order of the table."""
 
 SYMMETRIC = (
-    "gg_correlation gg_mae mmd w2 w2_per_type w2_per_batch ilisi one_nn rf_auc_pca rf_auc_genes precision recall coverage"
-).split()
+    "gg_correlation",
+    "gg_mae",
+    "mmd",
+    "w2",
+    "w2_per_type",
+    "w2_per_batch",
+    "ilisi",
+    "one_nn",
+    "rf_auc_pca",
+    "rf_auc_genes",
+    "precision",
+    "recall",
+    "coverage",
+)
 """Metrics that depend on the choice of components or genes, hence shown with the symmetric choice too."""
 
 PRIVACY_METRICS: Mapping[str, Metric] = {

@@ -116,11 +116,11 @@ def _gene_order(adata: AnnData, genes: np.ndarray, *, name: str) -> np.ndarray |
     common = len(set(own) & set(genes))
     if common < max(len(genes), len(own)):
         msg = (
-            f"`{name}` has {len(own)} genes, the first object {len(genes)}; {common} names are in both. Scores need the "
-            f"same genes everywhere: subset each object, for example `{name}[:, real.var_names]`."
+            f"`{name}` has {len(own)} genes, the first object {len(genes)}; {common} names are in both. Scores need "
+            f"the same genes everywhere. Subset every object to them, for example `{name}[:, shared_genes]`."
         )
         raise SetupError(msg)
-    return adata.var_names.get_indexer(genes)
+    return np.asarray(adata.var_names.get_indexer(genes))
 
 
 def _column(adata: AnnData, key: str, *, name: str) -> np.ndarray:
@@ -128,7 +128,9 @@ def _column(adata: AnnData, key: str, *, name: str) -> np.ndarray:
         msg = f"`{name}.obs` has no column {key!r}. {nearest(key, adata.obs.columns)}"
         raise SetupError(msg)
     values = adata.obs[key]
-    return np.where(values.isna(), None, values.astype(str).astype(object))
+    out = values.astype(str).to_numpy(dtype=object)
+    out[values.isna().to_numpy()] = None
+    return out
 
 
 def read_cells(

@@ -1,4 +1,4 @@
-"""Do single genes behave? Correlations, fold changes, zeros, depth, mean and variance."""
+"""Whether single genes behave: correlations, fold changes, zeros, depth, mean and variance."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fold_changes(log: sparse.csr_matrix, labels: np.ndarray, types: list[str]) -
 
 
 def slope_through_zero(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Return the least-squares slope through 0 of `synthetic` on `real`; 1 = fold changes kept, below 1 = attenuated."""
+    """Return the least-squares slope through 0 of `synthetic` on `real`, 1 = kept and below 1 = attenuated."""
     denominator = float((real * real).sum())
     return float((real * synthetic).sum() / denominator) if denominator > 0 else float("nan")
 
@@ -131,8 +131,8 @@ def mean_variance_error(real: dict[str, np.ndarray], synthetic: dict[str, np.nda
 
     Returns
     -------
-    Mean of abs(log10(variance / mean) - the same of the other) over genes
-    whose mean is at least 0.05 counts in `real` and which `synthetic` expresses; a rarer gene has no variance to speak of.
+    Mean of abs(log10(variance / mean) - the same of the other) over genes whose mean is at least 0.05 counts in
+    `real` (a rarer gene has no variance to speak of) and which `synthetic` expresses.
     """
     use = (real["mean"] >= 0.05) & (synthetic["mean"] > 0)
     if not use.any():

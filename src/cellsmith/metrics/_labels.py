@@ -1,4 +1,4 @@
-"""Do the labels of synthetic cells mean what they mean in real ones?"""
+"""Whether the labels of synthetic cells mean what they mean in real ones."""
 
 from __future__ import annotations
 

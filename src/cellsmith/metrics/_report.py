@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -90,8 +90,8 @@ class _Report:
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     curves: dict[str, np.ndarray] = field(default_factory=dict)
 
-    _title = "Report"
-    _frames = ("per_label",)
+    _title: ClassVar[str] = "Report"
+    _frames: ClassVar[tuple[str, ...]] = ("per_label",)
 
     def __getitem__(self, metric: str) -> float:
         """Return the value of one metric."""
@@ -186,8 +186,8 @@ class SyntheticReport(_Report):
 
     lfc: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    _title = "Synthetic cells against real ones"
-    _frames = ("per_label", "lfc")
+    _title: ClassVar[str] = "Synthetic cells against real ones"
+    _frames: ClassVar[tuple[str, ...]] = ("per_label", "lfc")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -210,8 +210,8 @@ class PrivacyReport(_Report):
     per_cell: pd.DataFrame = field(default_factory=pd.DataFrame)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    _title = "Privacy of synthetic cells (passing is no guarantee)"
-    _frames = ("per_label", "per_cell")
+    _title: ClassVar[str] = "Privacy of synthetic cells (passing is no guarantee)"
+    _frames: ClassVar[tuple[str, ...]] = ("per_label", "per_cell")
 
     def to_uns(self) -> dict[str, Any]:
         """Return the whole report as nested dictionaries of arrays and scalars, safe for h5ad and zarr.

@@ -161,7 +161,8 @@ def label_scores(frame: Frame, cells: Cells, train: Cells | None, *, teacher: An
     chooser = train.log if train is not None else stack(reference.log, cells.log)
     chooser_labels = frame.labels(train) if train is not None else np.concatenate([labels, own])
     types = by_label.shared_types(labels, own, chooser_labels)
-    types = types if len(set(labels[by_label.labelled(labels)])) > 1 else []  # a single type has no rest to compare with
+    if len(set(labels[by_label.labelled(labels)])) < 2:
+        types = []  # a single type has no rest to compare with
     strong, real, synthetic = (
         expression.fold_changes(log, of, types)
         for log, of in ((chooser, chooser_labels), (reference.log, labels), (cells.log, own))

@@ -1,4 +1,4 @@
-"""Are two clouds of cells the same? Each function answers for arrays x (n, d) and y (m, d).
+"""Whether two clouds of cells are the same. Each function answers for arrays x (n, d) and y (m, d).
 
 Neighbours are exact (scikit-learn), transport is exact (POT), classifiers are
 scored on cells they have not seen.

@@ -1,4 +1,4 @@
-"""Does a generator give its training cells away? Distances, exact copies and a membership attack.
+"""Whether a generator gives its training cells away: distances, exact copies and a membership attack.
 
 Passing these tests is no privacy guarantee: distance tests miss leakage that
 attacks find, and the attack here is one of many. Only training under
@@ -110,6 +110,49 @@ def _donors(half: Cells, rest: Cells, key: str, scores: parts.Attack) -> tuple[n
     return parts.donor_means(scores.inside, half.columns[key]), parts.donor_means(scores.outside, rest.columns[key])
 
 
+def _compare(
+    members: Cells, others: Cells, points: Cells, *, donor_key: str | None, n_components: int, streams: Streams
+) -> tuple[dict[str, float], dict[str, float], dict[str, tuple[Any, Any]], tuple[parts.Attack, ...], pd.DataFrame]:
+    """Return values, controls, scores of members and non-members per attack, both attacks, and one row a point."""
+    n = min(members.n, others.n)
+    half, rest = members.draw(n, streams.numpy("split", 0)), others.draw(n, streams.numpy("split", 1))
+    found, space = parts.attack(half, rest, points, n_components=n_components, seed=streams.integer("components", 0))
+    stand_in, remainder = parts.halves(rest, donor_key, streams.numpy("split", 2))
+    few = half.draw(remainder.n, streams.numpy("split", 3))
+    real, _ = parts.attack(few, remainder, stand_in, n_components=n_components, seed=streams.integer("components", 1))
+
+    records = space.project(members)
+    ratio, record = parts.distance_ratio(records, space.project(points))
+    known = set(parts.row_keys(members.counts))
+    copied = parts.copies(points.counts, known, points.n)
+    values = {
+        "nearest_share": found.share,
+        "exact_copies": float("nan") if points.counts is None else float(copied.mean()),
+        "membership_auc": found.auc,
+        "distance_ratio": float(np.median(ratio)),
+    }
+    controls = {
+        "nearest_share": real.share,
+        "exact_copies": float(parts.copies(others.counts, known, others.n).mean()),
+        "membership_auc": real.auc,
+        "distance_ratio": float(np.median(parts.distance_ratio(records, space.project(rest))[0])),
+    }
+    attacked = {"membership_auc": (found.inside, found.outside)}
+    if donor_key is not None:
+        attacked["membership_auc_donor"] = _donors(half, rest, donor_key, found)
+        values["membership_auc_donor"] = parts.auc(*attacked["membership_auc_donor"])
+        controls["membership_auc_donor"] = parts.auc(*_donors(few, remainder, donor_key, real))
+    per_cell = {
+        "cell": points.names,
+        "distance_train": found.to_train,
+        "distance_holdout": found.to_holdout,
+        "distance_ratio": ratio,
+        "nearest_train": members.names[record],
+        "exact_copy": copied,
+    }
+    return values, controls, attacked, (found, real), pd.DataFrame(per_cell)
+
+
 def privacy_report(
     train: AnnData,
     holdout: AnnData,
@@ -154,8 +197,8 @@ def privacy_report(
     Returns
     -------
     The report. ``nearest_share``: share of synthetic cells nearer to a training than to a hold-out cell.
-    ``exact_copies``: share of synthetic cells whose counts equal those of a training cell. ``membership_auc``: attack by
-    the distance to the nearest synthetic cell, ``membership_auc_donor``: the same by a donor's mean.
+    ``exact_copies``: share of synthetic cells whose counts equal those of a training cell. ``membership_auc``: attack
+    by the distance to the nearest synthetic cell, ``membership_auc_donor``: the same by a donor's mean.
     ``distance_ratio``: median of first over second distance to the training cells, with hold-out cells as control.
 
     Raises
@@ -181,58 +224,22 @@ def privacy_report(
         raise SetupError(msg)
     parts.check_disjoint(members, others, donor_key)
 
-    n = min(members.n, others.n)
-    half, rest = members.draw(n, streams.numpy("split", 0)), others.draw(n, streams.numpy("split", 1))
-    found, space = parts.attack(half, rest, points, n_components=n_components, seed=streams.integer("components", 0))
-    stand_in, remainder = parts.halves(rest, donor_key, streams.numpy("split", 2))
-    few = half.draw(remainder.n, streams.numpy("split", 3))
-    real, _ = parts.attack(few, remainder, stand_in, n_components=n_components, seed=streams.integer("components", 1))
-
-    records = space.project(members)
-    ratio, record = parts.distance_ratio(records, space.project(points))
-    known = set(parts.row_keys(members.counts))
-    copied = parts.copies(points.counts, known, points.n)
-    values = {
-        "nearest_share": found.share,
-        "exact_copies": float("nan") if points.counts is None else float(copied.mean()),
-        "membership_auc": found.auc,
-        "distance_ratio": float(np.median(ratio)),
-    }
-    controls = {
-        "nearest_share": real.share,
-        "exact_copies": float(parts.copies(others.counts, known, others.n).mean()),
-        "membership_auc": real.auc,
-        "distance_ratio": float(np.median(parts.distance_ratio(records, space.project(rest))[0])),
-    }
-    attacked = {"membership_auc": (found.inside, found.outside)}
-    if donor_key is not None:
-        attacked["membership_auc_donor"] = _donors(half, rest, donor_key, found)
-        values["membership_auc_donor"] = parts.auc(*attacked["membership_auc_donor"])
-        controls["membership_auc_donor"] = parts.auc(*_donors(few, remainder, donor_key, real))
-    table, bounds = score_table(
-        {name: values[name] for name in PRIVACY_METRICS if name in values},
-        controls,
-        PRIVACY_METRICS,
-        ideals={},
-        bands=None,
+    values, controls, attacked, (found, real), per_cell = _compare(
+        members, others, points, donor_key=donor_key, n_components=n_components, streams=streams
     )
-    per_cell = {
-        "cell": points.names,
-        "distance_train": found.to_train,
-        "distance_holdout": found.to_holdout,
-        "distance_ratio": ratio,
-        "nearest_train": members.names[record],
-        "exact_copy": copied,
-    }
+    ordered = {name: values[name] for name in PRIVACY_METRICS if name in values}
+    table, bounds = score_table(ordered, controls, PRIVACY_METRICS, ideals={}, bands=None)
+    copied = per_cell["exact_copy"].to_numpy()
     return PrivacyReport(
         table=table,
         per_label=_per_label(points, labels_key, found, copied),
-        per_cell=pd.DataFrame(per_cell),
+        per_cell=per_cell,
         settings={
             "n_train": members.n,
             "n_holdout": others.n,
-            "n_records_a_side": n,
+            "n_records_a_side": len(found.inside),
             "n_synthetic": points.n,
+            "synthetic_holds_counts": points.counts is not None,
             "n_bootstrap": n_bootstrap,
             "n_components": n_components,
             "donor_key": donor_key,

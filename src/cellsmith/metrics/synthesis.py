@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,15 +36,25 @@ _REFUSED = {
 }
 _REASONS = {
     "neighbour": (
-        "a nearest-neighbour classifier in gene space calls every cell synthetic as soon as the generator is smooth, so "
-        "it reads AUC 0.500 for a 20-neighbour average that a random forest recognises without error. Ask for "
+        "a nearest-neighbour classifier in gene space calls every cell synthetic as soon as the generator is smooth, "
+        "so it reads AUC 0.500 for a 20-neighbour average that a random forest recognises without error. Ask for "
         "'rf_auc_genes', 'rf_auc_pca' or 'one_nn' (in principal components)."
     ),
     "mean": (
-        "the correlation of gene means is near 1 for any average of real cells, so it cannot tell a good generator from "
-        "a useless one. Ask for 'gg_correlation', 'lfc_slope' or 'zero_fraction_mae'."
+        "the correlation of gene means is near 1 for any average of real cells, so it cannot tell a good generator "
+        "from a useless one. Ask for 'gg_correlation', 'lfc_slope' or 'zero_fraction_mae'."
     ),
 }
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Scores a side, label results a side, W2 a side and label, curves a side."""
+
+    values: Mapping[str, dict[str, float]]
+    found: Mapping[str, dict[str, Any]]
+    per_type: Mapping[str, dict[str, float]]
+    curves: Mapping[str, dict[str, np.ndarray]]
 
 
 def _wanted(metrics: str | Iterable[str], labels_key: str | None, batch_key: str | None) -> frozenset[str]:
@@ -100,6 +110,34 @@ def _cut(
     sides = enumerate((real, synthetic, control), start=1)
     reference, candidate, other = (side.draw(n, streams.numpy("split", k)) for k, side in sides)
     return reference, candidate, other
+
+
+def _read(
+    given: Mapping[str, AnnData | None],
+    genes: np.ndarray,
+    *,
+    columns: tuple[str | None, str | None],
+    layer: str | None,
+    max_cells: int,
+    streams: Streams,
+) -> tuple[Cells, Cells, Cells, Cells | None]:
+    """Read and check all objects; return reference, candidate and control of one size, and the training cells."""
+    cells = {
+        name: read_cells(
+            adata,
+            name=name,
+            genes=genes,
+            layer=layer,
+            columns=columns,
+            log_scale=layer is not None and name == "synthetic",
+        )
+        for name, adata in given.items()
+        if adata is not None
+    }
+    _check_labels(cells["real"], cells["synthetic"], columns[0])
+    cut = _cut(cells["real"], cells["synthetic"], cells.get("control"), max_cells=max_cells, streams=streams)
+    _check_labels(cut[0], cut[1], columns[0])
+    return *cut, cells.get("train")
 
 
 def _per_label(
@@ -245,15 +283,10 @@ def evaluate_synthetic(
     seed = resolve_seed(rng)
     streams = Streams(seed)
     genes = np.asarray(real.var_names, dtype=str)
-    common: dict[str, Any] = {"genes": genes, "layer": layer, "columns": (labels_key, batch_key)}
-    reference = read_cells(real, name="real", **common)
-    candidate = read_cells(synthetic, name="synthetic", log_scale=layer is not None, **common)
-    other = None if control is None else read_cells(control, name="control", **common)
-    trained = None if train is None else read_cells(train, name="train", **common)
-    _check_labels(reference, candidate, labels_key)
-    reference, candidate, other = _cut(reference, candidate, other, max_cells=max_cells, streams=streams)
-    _check_labels(reference, candidate, labels_key)
-
+    given = {"real": real, "synthetic": synthetic, "control": control, "train": train}
+    reference, candidate, other, trained = _read(
+        given, genes, columns=(labels_key, batch_key), layer=layer, max_cells=max_cells, streams=streams
+    )
     base = scores.Frame(
         reference=reference,
         space=Space.fit((trained or reference).log, n_components, streams.integer("components", 2)),
@@ -272,57 +305,47 @@ def evaluate_synthetic(
     }
     for side in sides:
         values[side] |= scores.count_scores(wanted, curves["real"], curves[side])
-    return _assemble(
-        base,
-        sides,
-        values=values,
-        found=found,
-        per_type=per_type,
-        bands=bands,
-        genes=genes,
-        curves=curves,
-        settings={
-            "n_cells": reference.n,
-            "n_train": 0 if trained is None else trained.n,
-            "n_synthetic_without_counts": int((np.diff(candidate.log.indptr) == 0).sum()),
-            "synthetic_holds_counts": candidate.counts is not None,
-            "control": "half of real" if control is None else "given",
-            "space": "reference and candidate" if train is None else "train",
-            "n_components": n_components,
-            "n_genes": min(n_genes, len(genes)),
-            "max_cells": max_cells,
-            "seed": seed,
-            "labels_key": labels_key,
-            "batch_key": batch_key,
-            "layer": layer,
-        },
-    )
+    settings = {"seed": seed, "n_components": n_components, "max_cells": max_cells, "layer": layer}
+    settings |= {
+        "n_train": 0 if trained is None else trained.n,
+        "control": "half of real" if control is None else "given",
+    }
+    results = _Results(values, found, per_type, curves)
+    return _assemble(base, sides, results, bands=bands, genes=genes, settings=settings)
 
 
 def _assemble(
     base: scores.Frame,
     sides: Mapping[str, Cells],
+    results: _Results,
     *,
-    values: Mapping[str, dict[str, float]],
-    found: Mapping[str, dict[str, Any]],
-    per_type: Mapping[str, dict[str, float]],
     bands: Mapping[str, Any] | None,
     genes: np.ndarray,
-    curves: Mapping[str, dict[str, np.ndarray]],
     settings: dict[str, Any],
 ) -> SyntheticReport:
+    values, found, curves = results.values, results.found, results.curves
+    candidate = sides["synthetic"]
+    settings |= {
+        "n_cells": base.reference.n,
+        "n_synthetic_without_counts": int((np.diff(candidate.log.indptr) == 0).sum()),
+        "synthetic_holds_counts": candidate.counts is not None,
+        "space": "train" if settings["n_train"] else "reference and candidate",
+        "n_genes": min(base.n_genes, len(genes)),
+        "labels_key": base.labels_key,
+        "batch_key": base.batch_key,
+    }
     ideals = {}
     if found:
         settings["real_fidelity"] = ideals["label_fidelity"] = found["synthetic"]["real_fidelity"]
         settings["trtr"] = found["synthetic"]["trtr"]
     names = [n for n in METRICS if n in base.wanted]
     names += [f"{n}_symmetric" for n in SYMMETRIC if f"{n}_symmetric" in values["synthetic"]]
-    ordered = [{n: values[side].get(n, float("nan")) for n in names} for side in ("synthetic", "control")]
-    table, bounds = score_table(*ordered, METRICS, ideals=ideals, bands=bands)
+    ordered = {n: values["synthetic"].get(n, float("nan")) for n in names}
+    table, bounds = score_table(ordered, values["control"], METRICS, ideals=ideals, bands=bands)
     per_label = pd.DataFrame({"label": []})
     if base.labels_key is not None:
         everyone = {"reference": base.reference, **sides}
-        per_label = _per_label(base.labels_key, everyone, found, per_type)
+        per_label = _per_label(base.labels_key, everyone, found, results.per_type)
     return SyntheticReport(
         table=table,
         per_label=per_label,
