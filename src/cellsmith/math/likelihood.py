@@ -16,6 +16,7 @@ subtracted from anything large when theta grows, which is where float32 differen
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ from cellsmith._errors import SetupError
 __all__ = ["CountEntries", "count_entries", "nb_log_prob", "nb_log_prob_softmax", "zinb_log_prob"]
 
 _EPS = 1e-8  # the constant of scvi.distributions
-_TABLE = 16  # counts up to here are looked up; the few above go through lgamma in float64
+_TABLE = 12  # counts up to here are looked up; the few above go through lgamma in float64
 
 
 class CountEntries(NamedTuple):
@@ -84,12 +85,11 @@ def count_entries(x: Tensor | CountEntries) -> CountEntries:
         return CountEntries((n, n_genes), row, column, row * n_genes + column, value)
     x = x.detach().contiguous()
     if x.device.type == "cpu":
-        # numpy finds nonzeros several times faster than torch, and integer division by G is dearer than np.repeat
-        positive = x.numpy() != 0
-        flat_np = np.flatnonzero(positive)
-        row_np = np.repeat(np.arange(n), np.count_nonzero(positive, axis=1))
-        flat, row = torch.from_numpy(flat_np), torch.from_numpy(row_np)
-        column = torch.from_numpy(flat_np - row_np * n_genes)
+        # numpy finds nonzeros several times faster than torch, and rows by bisection are cheaper than by division
+        flat_np = np.flatnonzero(x.numpy() != 0)
+        ends = np.searchsorted(flat_np, np.arange(n + 1) * n_genes)
+        flat, row = torch.from_numpy(flat_np), torch.from_numpy(np.repeat(np.arange(n), np.diff(ends)))
+        column = flat - row * n_genes
     else:
         row, column = torch.nonzero(x, as_tuple=True)
         flat = row * n_genes + column
@@ -207,8 +207,9 @@ def _checked(x: Tensor | CountEntries, dense: Tensor, theta: Tensor) -> CountEnt
     return entries
 
 
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    return torch.autocast(tensor.device.type, enabled=False)
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _widened(dense: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,125 +218,115 @@ def _widened(dense: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Terms(NamedTuple):
-    """What the nonzero entries add: A(x, theta) and its derivative to theta.
-
-    The derivative stays in float64: at small theta it cancels against the rest of the gradient.
-    """
+    """What the nonzero entries add: A(x, theta) and its derivative to theta, the latter in float64."""
 
     value: Tensor
     slope: Tensor | None
 
 
-def _count_terms(entries: CountEntries, theta: Tensor, *, slope: bool) -> _Terms:
+def _count_terms(entries: CountEntries, theta: Tensor, start: Tensor, *, slope: bool) -> _Terms:
     x = entries.value
     if theta.ndim == 2:
-        return _special_terms(x, theta.reshape(-1).index_select(0, entries.flat), slope=slope)
-    # A and its slope for every gene and every count up to _TABLE, one row a gene; 2,000 x 16 cells cost less than
-    # lgamma and digamma at the nonzeros of 128 cells
+        at = (_at(theta, entries), _at(start, entries))
+        return _special_terms(x, *at, slope=slope)
+    # A and its slope for every gene and every count up to _TABLE: for 2,000 genes this costs less than lgamma and digamma
+    # at the nonzeros of 128 cells
+    listed = x.to(torch.int64).clamp_(1, _TABLE)
+    rest = _where(x != listed)
+    place = listed.add_(entries.column, alpha=_TABLE).sub_(1)
     j = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device)
-    shifted = theta[:, None] + j
-    start = (theta + _EPS)[:, None]
-    listed = (x >= 1) & (x <= _TABLE) & (x == x.floor())
-    place = torch.where(listed, x, torch.ones_like(x)).to(torch.int64).add_(entries.column * _TABLE).sub_(1)
-    table = (shifted / (start * (j + 1))).log_().cumsum(1)
-    value = table.view(-1).index_select(0, place)
-    steep = None
+    table = (theta[:, None] + j).div_(start[:, None]).div_(j + 1).log_().cumsum(1)
+    value, steep = table.view(-1).index_select(0, place), None
     if slope:
-        j, shifted, start = _wide(j), _wide(shifted), _wide(start)
-        table = ((_EPS - j) / (shifted * start)).cumsum(1)
+        wide, wide_start, j = _wide(theta)[:, None], _wide(start)[:, None], _wide(j)
+        table = (wide_start - wide - j).div_((wide + j).mul_(wide_start)).cumsum(1)
         steep = table.view(-1).index_select(0, place)
-    rest = torch.nonzero(~listed).squeeze(1)
     if rest.numel():
-        exact = _special_terms(x[rest], theta[entries.column[rest]], slope=slope)
+        gene = entries.column[rest]
+        exact = _special_terms(x[rest], theta[gene], start[gene], slope=slope)
         value[rest] = exact.value
         if steep is not None and exact.slope is not None:
             steep[rest] = exact.slope
     return _Terms(value, steep)
 
 
-def _special_terms(x: Tensor, theta: Tensor, *, slope: bool) -> _Terms:
+def _special_terms(x: Tensor, theta: Tensor, start: Tensor, *, slope: bool) -> _Terms:
     dtype = theta.dtype
-    x, theta = _wide(x), _wide(theta)
-    start = theta + _EPS
+    x, theta, start = _wide(x), _wide(theta), _wide(start)
     value = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1) - x * torch.log(start)
     steep = torch.digamma(x + theta) - torch.digamma(theta) - x / start if slope else None
     return _Terms(value.to(dtype), steep)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Float64 copy, never an alias (callers write into it); float32 on the one device that has no float64."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64, copy=True)
+    """Float64 (float32 on the one device that has no float64)."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
 
 
-def _log1p_and_share(ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """log1p(r) and r / (1 + r), dense.
-
-    ``torch.log1p`` costs four times ``torch.log``, so the digits that 1 + r rounds away are put back by hand.
-    """
-    base = ratio + 1
-    share = base.reciprocal()
-    lost = base - 1
-    torch.sub(ratio, lost, out=lost).mul_(share)
-    return base.log_().add_(lost), share.mul_(ratio)
-
-
-def _zeros_only(share: Tensor, log1p: Tensor, entries: CountEntries) -> Tensor:
-    """d/dtheta at the zeros, 0 at the counts; overwrites ``log1p``."""
-    torch.sub(share, log1p, out=log1p).view(-1).index_fill_(0, entries.flat, 0.0)
-    return log1p
-
-
-def _over_genes(dense: Tensor, theta: Tensor) -> Tensor:
-    return dense @ theta if theta.ndim == 1 else (dense * theta).sum(1)
-
-
-def _add_rows(total: Tensor, entries: CountEntries, value: Tensor) -> Tensor:
-    return total.scatter_add_(0, entries.row, value)
-
-
-def _theta_gradient(entries: CountEntries, grad: Tensor, dense: Tensor, at_counts: Tensor, *, per_gene: bool) -> Tensor:
-    """Gradient to theta: (G,) summed over cells, or (n, G)."""
-    weighted = grad.index_select(0, entries.row) * at_counts
-    if per_gene:
-        return (grad @ dense).scatter_add_(0, entries.column, weighted)
-    out = dense * grad[:, None]
-    out.view(-1).scatter_add_(0, entries.flat, weighted)
-    return out
+def _where(mask: Tensor) -> Tensor:
+    if mask.device.type == "cpu":  # several times faster than torch.nonzero
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask).squeeze(1)
 
 
 class _AtCounts(NamedTuple):
-    """Likelihood terms at the nonzeros, with their derivatives to log m (eps included) and theta.
-
-    ``d_theta`` is the whole derivative at a count, the dense part included.
-    """
+    """Terms at the nonzeros: value without the dense part; derivatives to m and theta with it."""
 
     value: Tensor
-    d_log_mean: Tensor
+    mean: Tensor
+    d_mean: Tensor
     d_theta: Tensor | None
 
 
-def _at_counts(entries: CountEntries, mean: Tensor, ratio: Tensor, theta: Tensor, *, slope: bool) -> _AtCounts:
-    """Evaluate the braces of the module's formula; mean and ratio are (nnz,).
+def _at_counts(entries: CountEntries, mean: Tensor, theta: Tensor, start: Tensor, *, slope: bool) -> _AtCounts:
+    """Evaluate the braces of the module's formula; mean is dense (n, G).
 
-    In float64, because terms of opposite sign meet here and the nonzeros are few.
+    The derivative to theta is summed in float64: its terms are of opposite sign, up to 1 / theta^2 times their sum.
     """
-    dtype, x = mean.dtype, entries.value
-    mean, ratio = _wide(mean), _wide(ratio)
-    terms = _count_terms(entries, theta, slope=slope)
-    share = ratio / (ratio + 1)
-    log1p = torch.log(ratio + 1)
-    value = (torch.log(mean + _EPS) - log1p).mul_(x).add_(terms.value).to(dtype)
-    d_log_mean = (mean / (mean + _EPS)).sub_(share).mul_(x).to(dtype)
+    x, dtype = entries.value, mean.dtype
+    terms = _count_terms(entries, theta, start, slope=slope)
+    m, t = mean.reshape(-1).index_select(0, entries.flat), _at(start, entries)
+    shifted = m + _EPS
+    value = torch.log(shifted).sub_(torch.log1p(m / t)).mul_(x).add_(terms.value)
+    d_mean = (x / shifted).sub_((x + t).div_(m + t))
     if terms.slope is None:
-        return _AtCounts(value, d_log_mean, None)
-    d_theta = terms.slope.add_(share * (x / _wide(_at(theta, entries)).add_(_EPS) + 1)).sub_(log1p)
-    return _AtCounts(value, d_log_mean, d_theta.to(dtype))
+        return _AtCounts(value, m, d_mean, None)
+    t = _wide(t)
+    ratio = _wide(m).div_(t)
+    base = ratio + 1
+    # r / (1 + r) (x / t + 1) - log1p(r)
+    d_theta = (x / t).add_(1).mul_(ratio.div_(base)).sub_(base.log_()).add_(terms.slope)
+    return _AtCounts(value, m, d_mean, d_theta.to(dtype))
 
 
 def _at(theta: Tensor, entries: CountEntries) -> Tensor:
+    """Theta at the nonzeros, (nnz,)."""
     if theta.ndim == 1:
         return theta.index_select(0, entries.column)
     return theta.reshape(-1).index_select(0, entries.flat)
+
+
+def _log1p_and_share(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """log1p(r) and r / (1 + r), dense; the latter overwrites ``ratio``."""
+    log1p = torch.log1p(ratio)
+    return log1p, ratio.div_(ratio + 1)
+
+
+def _minus_over_genes(log1p: Tensor, theta: Tensor) -> Tensor:
+    return (log1p @ theta if theta.ndim == 1 else (log1p * theta).sum(1)).neg_()
+
+
+def _overwrite(dense: Tensor, entries: CountEntries, value: Tensor | float) -> Tensor:
+    """Write ``value`` at the counts of a dense (n, G) array."""
+    if isinstance(value, float):
+        dense.view(-1).index_fill_(0, entries.flat, value)
+    else:
+        dense.view(-1).index_copy_(0, entries.flat, value)
+    return dense
+
+
+def _pull_theta(grad: Tensor, d_theta: Tensor, theta: Tensor) -> Tensor:
+    return grad @ d_theta if theta.ndim == 1 else d_theta * grad[:, None]
 
 
 class _NB(Function):
@@ -343,31 +334,23 @@ class _NB(Function):
     def forward(ctx: Any, entries: CountEntries, mean: Tensor, theta: Tensor, differentiate: bool) -> Tensor:
         entries = entries._replace(value=entries.value.to(mean.dtype))
         start = theta + _EPS
-        ratio = mean / start
-        log1p, share = _log1p_and_share(ratio)
-        m = mean.reshape(-1).index_select(0, entries.flat)
-        at = _at_counts(entries, m, m / _at(start, entries), theta, slope=differentiate)
-        value = _add_rows(_over_genes(log1p, theta).neg_(), entries, at.value)
+        log1p, share = _log1p_and_share(mean / start)
+        at = _at_counts(entries, mean, theta, start, slope=differentiate)
+        value = _minus_over_genes(log1p, theta).scatter_add_(0, entries.row, at.value)
         if differentiate:
-            ctx.entries = entries
-            # d/dm = x / (m + eps) - (x + theta) / (theta + m + eps); written with the mean divided out it stays finite at 0
-            d_mean = entries.value * (1 / (m + _EPS) - 1 / (m + _at(start, entries)))
-            ctx.save_for_backward(theta, share, _zeros_only(share, log1p, entries), d_mean, at.d_theta)
+            d_theta = _overwrite(torch.sub(share, log1p, out=log1p), entries, cast(Tensor, at.d_theta))
+            # -theta / (theta + m + eps) at the zeros
+            d_mean = _overwrite(share.sub_(1).mul_(theta / start), entries, at.d_mean)
+            ctx.save_for_backward(theta, d_mean, d_theta)
         return value
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, share, d_theta, d_mean, d_theta_counts = ctx.saved_tensors
-        entries: CountEntries = ctx.entries
-        to_mean = to_theta = None
+        theta, d_mean, d_theta = ctx.saved_tensors
         with _full_precision(grad):
-            if ctx.needs_input_grad[1]:
-                to_mean = (1 - share).mul_(theta / -(theta + _EPS))
-                to_mean.view(-1).scatter_add_(0, entries.flat, d_mean)
-                to_mean.mul_(grad[:, None])
-            if ctx.needs_input_grad[2]:
-                to_theta = _theta_gradient(entries, grad, d_theta, d_theta_counts, per_gene=theta.ndim == 1)
+            to_mean = d_mean * grad[:, None] if ctx.needs_input_grad[1] else None
+            to_theta = _pull_theta(grad, d_theta, theta) if ctx.needs_input_grad[2] else None
         return None, to_mean, to_theta, None
 
 
@@ -378,36 +361,27 @@ class _SoftmaxNB(Function):
     ) -> Tensor:
         entries = entries._replace(value=entries.value.to(logits.dtype))
         start = theta + _EPS
-        ratio = torch.softmax(logits, dim=1).mul_(total[:, None]).div_(start)
-        log1p, share = _log1p_and_share(ratio)
-        r = ratio.view(-1).index_select(0, entries.flat)
-        at = _at_counts(entries, r * _at(start, entries), r, theta, slope=differentiate)
-        value = _add_rows(_over_genes(log1p, theta).neg_(), entries, at.value)
+        mean = torch.softmax(logits, dim=1).mul_(total[:, None])
+        log1p, share = _log1p_and_share(mean / start)
+        at = _at_counts(entries, mean, theta, start, slope=differentiate)
+        value = _minus_over_genes(log1p, theta).scatter_add_(0, entries.row, at.value)
         if differentiate:
-            ctx.entries = entries
-            pull = _add_rows(_over_genes(share, theta).neg_(), entries, at.d_log_mean)
-            ctx.save_for_backward(
-                theta, total, ratio, _zeros_only(share, log1p, entries), at.d_log_mean, at.d_theta, pull
-            )
+            d_theta = _overwrite(torch.sub(share, log1p, out=log1p), entries, cast(Tensor, at.d_theta))
+            # h = m d/dm; the softmax then takes h - rho sum(h), rho = mean / total
+            pull = _overwrite(share.mul_(-theta), entries, at.d_mean * at.mean)
+            ctx.save_for_backward(theta, mean, pull, pull.sum(1) / total, d_theta)
         return value
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, total, ratio, d_theta, d_log_mean, d_theta_counts, pull = ctx.saved_tensors
-        entries: CountEntries = ctx.entries
-        to_logits = to_theta = to_total = None
+        theta, mean, pull, pulled, d_theta = ctx.saved_tensors
+        to_logits = None
         with _full_precision(grad):
             if ctx.needs_input_grad[1]:
-                # h - rho sum(h) with h = -theta r / (1 + r) at zeros and rho = r (theta + eps) / total
-                to_logits = torch.div(theta, ratio + 1)
-                to_logits.addcmul_((pull / total)[:, None], (theta + _EPS).expand_as(ratio)).mul_(ratio)
-                to_logits.view(-1).scatter_add_(0, entries.flat, d_log_mean.neg())
-                to_logits.mul_(grad.neg()[:, None])
-            if ctx.needs_input_grad[2]:
-                to_theta = _theta_gradient(entries, grad, d_theta, d_theta_counts, per_gene=theta.ndim == 1)
-            if ctx.needs_input_grad[3]:
-                to_total = grad * pull / total
+                to_logits = (mean * (-grad * pulled)[:, None]).addcmul_(pull, grad[:, None])
+            to_theta = _pull_theta(grad, d_theta, theta) if ctx.needs_input_grad[2] else None
+            to_total = grad * pulled if ctx.needs_input_grad[3] else None
         return None, to_logits, to_theta, to_total, None
 
 
@@ -419,35 +393,27 @@ class _ZINB(Function):
         entries = entries._replace(value=entries.value.to(mean.dtype))
         start = theta + _EPS
         log1p, share = _log1p_and_share(mean / start)
-        m = mean.reshape(-1).index_select(0, entries.flat)
-        at = _at_counts(entries, m, m / _at(start, entries), theta, slope=differentiate)
-        # odds of a zero of the negative binomial against an extra zero, on the log scale
+        at = _at_counts(entries, mean, theta, start, slope=differentiate)
+        # log odds of a zero of the negative binomial against an extra zero
         odds = (log1p * theta).add_(logits).neg_()
         value = (softplus(odds) - softplus(-logits)).sum(1)
-        _add_rows(value, entries, at.value - softplus(-odds.view(-1).index_select(0, entries.flat)))
+        value.scatter_add_(0, entries.row, at.value - softplus(-odds.view(-1).index_select(0, entries.flat)))
         if differentiate:
-            ctx.entries = entries
-            # share of the gradient that reaches the negative binomial: all of it where a count was seen
+            # the share of the gradient that reaches the negative binomial: all of it where a count was seen
             weight = odds.sigmoid_()
-            weight.view(-1).index_fill_(0, entries.flat, 1.0)
-            d_mean = entries.value * (1 / (m + _EPS) - 1 / (m + _at(start, entries)))
-            d_theta = _zeros_only(share, log1p, entries).mul_(weight)
-            ctx.save_for_backward(theta, logits, weight, share, d_theta, d_mean, at.d_theta)
+            d_theta = torch.sub(share, log1p, out=log1p).mul_(weight)
+            d_mean = share.sub_(1).mul_(theta / start).mul_(weight)
+            d_logits = torch.sigmoid(-logits).sub_(_overwrite(weight, entries, 1.0))
+            _overwrite(d_theta, entries, cast(Tensor, at.d_theta))
+            ctx.save_for_backward(theta, _overwrite(d_mean, entries, at.d_mean), d_theta, d_logits)
         return value
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, logits, weight, share, d_theta, d_mean, d_theta_counts = ctx.saved_tensors
-        entries: CountEntries = ctx.entries
-        to_mean = to_theta = to_logits = None
+        theta, d_mean, d_theta, d_logits = ctx.saved_tensors
         with _full_precision(grad):
-            if ctx.needs_input_grad[1]:
-                to_mean = (1 - share).mul_(theta / -(theta + _EPS)).mul_(weight)
-                to_mean.view(-1).scatter_add_(0, entries.flat, d_mean)
-                to_mean.mul_(grad[:, None])
-            if ctx.needs_input_grad[2]:
-                to_theta = _theta_gradient(entries, grad, d_theta, d_theta_counts, per_gene=theta.ndim == 1)
-            if ctx.needs_input_grad[3]:
-                to_logits = torch.sigmoid(-logits).sub_(weight).mul_(grad[:, None])
+            to_mean = d_mean * grad[:, None] if ctx.needs_input_grad[1] else None
+            to_theta = _pull_theta(grad, d_theta, theta) if ctx.needs_input_grad[2] else None
+            to_logits = d_logits * grad[:, None] if ctx.needs_input_grad[3] else None
         return None, to_mean, to_theta, to_logits, None
