@@ -316,7 +316,7 @@ def test_read_names_what_there_is(adata):
     assert adata.uns["scagc"]["params"]["n_clusters"] == 3
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::anndata.ImplicitModificationWarning")
 def test_a_view_becomes_an_object_of_its_own(adata):
     view = adata[:6]
     write(view, "run", Result("scagc", obs={"{k}": ["a"] * 6}))

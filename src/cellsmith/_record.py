@@ -80,7 +80,7 @@ def write(adata: AnnData, key: str, result: Result, *, overwrite: bool = False) 
     key
         The user's ``key_added``.
     result
-        What to write. Dense arrays are copied, sparse matrices and layers are kept by reference.
+        What to write. Dense arrays are copied; sparse matrices and all of obsp and layers are kept by reference.
     overwrite
         Also replace names that this method did not write, and the whole block of another method.
 
@@ -297,7 +297,7 @@ def _plan(adata: AnnData, key: str, result: Result) -> dict[Address, Any]:
                     raise SetupError(f"{where} has the name of the index of .obs. Type another key_added.")
                 plan[slot, name] = column(value, index=adata.obs_names, where=where)
             else:
-                plan[slot, name] = matrix(value, shape=shapes[slot], where=where, copy=slot != "layers")
+                plan[slot, name] = matrix(value, shape=shapes[slot], where=where, copy=slot in ("obsm", "varm"))
                 if slot == "obsp" and isinstance(plan[slot, name], np.ndarray) and n > _DENSE_LIMIT:
                     raise SizeError(
                         f"{where} is dense, {n:,} x {n:,} ({plan[slot, name].nbytes / 2**30:.1f} GiB); above "

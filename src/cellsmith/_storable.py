@@ -90,7 +90,7 @@ def column(values: object, *, index: pd.Index, where: str) -> Any:
         _refuse(where, found, f"shape ({len(index)},), one value a cell", "values of that shape")
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
         _refuse(where, "a structured array", "one number or string a cell", "one field at a time")
-    return pd.Categorical(array) if array.dtype == object else array
+    return _categorical(pd.Categorical(array), where) if array.dtype == object else array
 
 
 def matrix(value: Any, *, shape: tuple[int, int | None], where: str, copy: bool) -> Any:
@@ -229,13 +229,11 @@ def _structured(value: Any, where: str) -> Any:
 
 def _categorical(value: pd.Categorical, where: str) -> pd.Categorical:
     categories = value.categories
-    if len(categories) == 0 or isinstance(categories.dtype, pd.StringDtype):
-        # A nullable string dtype needs an option of anndata; plain objects do not.
-        value = value.rename_categories(pd.Index(categories.to_numpy(dtype=object), dtype=object))
-        categories = value.categories
-    if categories.dtype == object:
-        _strings(categories.to_numpy(), where, False)
-    elif getattr(categories.dtype, "kind", "") not in _NUMBERS or not isinstance(categories.dtype, np.dtype):
+    if len(categories) == 0 or categories.dtype == object or isinstance(categories.dtype, pd.StringDtype):
+        names = _strings(categories.to_numpy(dtype=object), where, False)
+        # What anndata gives when it reads them: the dtype that this version of pandas infers, and object for none.
+        return value.rename_categories(pd.Index(names) if len(names) else pd.Index([], dtype=object))
+    if getattr(categories.dtype, "kind", "") not in _NUMBERS or not isinstance(categories.dtype, np.dtype):
         _refuse(where, f"categories of dtype {categories.dtype}", "strings or numbers", "values.astype(str)")
     return value.copy()
 
