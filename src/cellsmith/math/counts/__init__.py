@@ -1,0 +1,25 @@
+"""Counts as such: checking, totals, thinning, dispersion, library sizes, and drawing new ones."""
+
+from __future__ import annotations
+
+from cellsmith.math.counts.decoding import exact_total, nb_counts
+from cellsmith.math.counts.dispersion import dispersion_moments, refit_dispersion, shrink_dispersion
+from cellsmith.math.counts.library import LogLibrary, empirical_library, lognormal_library
+from cellsmith.math.counts.thinning import binomial_split, binomial_thin, largest_remainder
+from cellsmith.math.counts.validation import first_bad_count, library_totals
+
+__all__ = [
+    "LogLibrary",
+    "binomial_split",
+    "binomial_thin",
+    "dispersion_moments",
+    "empirical_library",
+    "exact_total",
+    "first_bad_count",
+    "largest_remainder",
+    "library_totals",
+    "lognormal_library",
+    "nb_counts",
+    "refit_dispersion",
+    "shrink_dispersion",
+]
