@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         self.code = WaveCode(n_hidden)
         rows = [k + 1 for k in self.n_cats_per_cov]
         self.register_buffer("offsets", torch.tensor([sum(rows[:k]) for k in range(len(rows))], dtype=torch.long))
-        self.table = nn.Parameter(torch.randn(sum(rows), n_hidden) * 0.1) if rows else None
+        self.table = nn.Parameter(torch.randn(sum(rows), n_hidden)) if rows else None
         self.continuous = (
             nn.Sequential(nn.Linear(n_continuous_cov, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden))
             if n_continuous_cov
@@ -115,7 +115,17 @@ class Denoiser(nn.Module):
         return self.n_cats_per_cov
 
     def null(self, n: int) -> Tensor:
-        """Embedding (n, n_hidden) of cells whose conditions are all hidden."""
+        """Embedding of cells whose conditions are all hidden.
+
+        Parameters
+        ----------
+        n
+            Number of cells.
+
+        Returns
+        -------
+        (n, n_hidden).
+        """
         device = self.enter.weight.device
         categories = torch.tensor(self.null_index, dtype=torch.long, device=device).expand(n, -1)
         continuous = torch.zeros(n, self.n_continuous_cov, device=device)
