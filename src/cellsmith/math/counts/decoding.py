@@ -27,9 +27,9 @@ def exact_total(
 ) -> sp.csr_matrix:
     """Draw overdispersed counts whose sum in every cell is the asked total (E21).
 
-    lambda_g ~ Gamma(theta_g, rate theta_g / rho'_g), p = lambda / sum(lambda), x ~ Multinomial(l, p), where rho' is rho with
-    the first-order bias of the normalisation taken out: divided by 1 - rho_g / theta_g + sum_j rho_j^2 / theta_j
-    (clipped to [0.5, 2]) and renormalised.
+    lambda_g ~ Gamma(theta_g, rate theta_g / rho'_g), p = lambda / sum(lambda), x ~ Multinomial(l, p), where rho' is
+    rho without the first-order bias that the normalisation would add: divided by
+    1 - rho_g / theta_g + sum_j rho_j^2 / theta_j (clipped to [0.5, 2]) and renormalised.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ def exact_total(
     library
         Total counts of each cell, ``(n,)`` or one number; rounded, at least 1.
     dropout_logits
-        ``(n, G)`` logits of an extra zero. Dropped genes get no counts and the total goes to the others; in a cell where
-        every gene would drop, the largest rate stays.
+        ``(n, G)`` logits of an extra zero. Dropped genes get no counts and the total goes to the others; in a cell
+        where every gene would drop, the largest rate stays.
     generator
         Source of randomness. The same state gives the same counts.
 
@@ -80,8 +80,8 @@ def nb_counts(
 ) -> sp.csr_matrix:
     """Draw independent (zero-inflated) negative binomial counts with mean ``library * rho`` (E21, ``nb``).
 
-    The total then varies around ``library``: depth is counted twice if ``library`` was itself a drawn or observed total.
-    Kept for parity with other generators.
+    The total then varies around ``library``: depth is counted twice if ``library`` was itself a drawn or observed
+    total. Kept for parity with other generators.
 
     Parameters
     ----------
@@ -118,7 +118,9 @@ def nb_counts(
             empty = np.flatnonzero(~x.any(axis=1))
             if empty.size == 0:
                 break
-            x[empty] = _nb_block(share[empty], _rows_of(spread, empty), None if keep is None else keep[empty], generator)
+            x[empty] = _nb_block(
+                share[empty], _rows_of(spread, empty), None if keep is None else keep[empty], generator
+            )
         part = sp.csr_matrix(x)
         parts.append((part.indptr, part.indices, part.data))
     return _stacked(parts, n, n_genes)
@@ -144,11 +146,15 @@ def _checked(rho: Any, theta: Any, library: Any, logits: Any) -> tuple[Any, Any,
     if totals.size == 1:
         totals = np.repeat(totals, rates.shape[0])
     if totals.size != rates.shape[0]:
-        raise SetupError(f"Found {totals.size} library sizes, expected one number or one for each of {rates.shape[0]} cells.")
+        raise SetupError(
+            f"Found {totals.size} library sizes, expected one number or one for each of {rates.shape[0]} cells."
+        )
     for name, array in (("library", totals), ("theta", dispersion)):
         bad = array[~((array > 0) & np.isfinite(array))]
         if bad.size:
-            raise SetupError(f"Found {bad.size} values of {name} that are not positive, e.g. {bad[0]}; expected numbers > 0.")
+            raise SetupError(
+                f"Found {bad.size} values of {name} that are not positive, e.g. {bad[0]}; expected numbers > 0."
+            )
     if logits is not None:
         logits = np.asarray(logits)
         if logits.shape != rates.shape:
@@ -156,7 +162,9 @@ def _checked(rho: Any, theta: Any, library: Any, logits: Any) -> tuple[Any, Any,
     sums = rates.sum(axis=1, dtype=np.float64)
     if not np.all((sums > 0) & np.isfinite(sums)) or (rates.size and rates.min() < 0):
         row = int(np.argmin(np.where(np.isfinite(sums), sums, -1.0)))
-        raise SetupError(f"Found rates that are negative, NaN or all zero (see row {row}); expected shares >= 0 in every cell.")
+        raise SetupError(
+            f"Found rates that are negative, NaN or all zero (see row {row}); expected shares >= 0 in every cell."
+        )
     return rates, dispersion, totals, logits
 
 
@@ -207,7 +215,9 @@ def _multinomial(weight: npt.NDArray[np.float32], count: Any, generator: np.rand
     shares = weight.astype(np.float64)
     deep = count > 2 * n_genes
     edges = np.cumsum(shares, axis=1)
-    edges /= edges[:, -1:]  # the last edge becomes exactly 1, so a uniform below 1 never falls beyond the last live gene
+    edges /= edges[
+        :, -1:
+    ]  # the last edge becomes exactly 1, so a uniform below 1 never falls beyond the last live gene
     shallow = np.where(deep, 0, count)
     ends = np.concatenate([[0], np.cumsum(shallow)])
     uniforms = generator.random(int(ends[-1]))

@@ -48,9 +48,10 @@ def dispersion_moments(x: Any, library: npt.ArrayLike) -> _Floats:
     totals = np.asarray(library, dtype=np.float64).reshape(-1)
     if totals.size != x.shape[0] or totals.sum() <= 0:
         raise SetupError(
-            f"Found {totals.size} library sizes (sum {totals.sum():g}) for {x.shape[0]} cells, expected a positive one each."
+            f"Found {totals.size} library sizes (sum {totals.sum():g}) for {x.shape[0]} cells, "
+            "expected a positive one for each."
         )
-    counts = x.tocsr().astype(np.float64) if sp.issparse(x) else np.asarray(x, dtype=np.float64)
+    counts: Any = x.tocsr().astype(np.float64) if sp.issparse(x) else np.asarray(x, dtype=np.float64)
     first = np.asarray(counts.sum(axis=0)).reshape(-1)
     square = np.asarray((counts.multiply(counts) if sp.issparse(counts) else counts * counts).sum(axis=0)).reshape(-1)
     cross = np.asarray(counts.T @ totals).reshape(-1)
@@ -79,20 +80,22 @@ def shrink_dispersion(theta_group: npt.ArrayLike, theta_gene: npt.ArrayLike, n_g
     group = np.asarray(theta_group, dtype=np.float64)
     n = np.asarray(n_group, dtype=np.float64)
     weight = (n / (n + 50.0))[..., None] if n.ndim else n / (n + 50.0)
-    return np.asarray(np.exp(weight * np.log(group) + (1.0 - weight) * np.log(np.asarray(theta_gene, dtype=np.float64))))
+    return np.asarray(
+        np.exp(weight * np.log(group) + (1.0 - weight) * np.log(np.asarray(theta_gene, dtype=np.float64)))
+    )
 
 
 def refit_dispersion(batches: Callable[[], Iterable[tuple[Any, Any]]], theta: npt.ArrayLike) -> _Floats:
     """Maximise the negative binomial likelihood over theta with the means held fixed (E8).
 
-    Newton steps on log theta, inside a bracket of the score's sign that bisection keeps valid; at most 30, each one pass
-    over ``batches``. theta stays within [1e-2, 1e4]. Genes without a single count keep their start.
+    Newton steps on log theta, inside a bracket of the score's sign that bisection keeps valid; at most 30, each one
+    pass over ``batches``. theta stays within [1e-2, 1e4]. Genes without a single count keep their start.
 
     Parameters
     ----------
     batches
-        Called once a step; returns an iterator over the same ``(x, mean)`` pairs each time: x ``(b, G)`` counts (scipy
-        sparse or numpy array), mean ``(b, G)`` in counts, >= 0.
+        Called once a step; returns an iterator over the same ``(x, mean)`` pairs each time: x ``(b, G)`` counts
+        (scipy sparse or numpy array), mean ``(b, G)`` in counts, >= 0.
     theta
         ``(G,)`` start.
 
@@ -190,7 +193,9 @@ class _Histogram:
     @property
     def seen(self) -> npt.NDArray[np.bool_]:
         """Genes with at least one count."""
-        return np.asarray(self._table[0] > 0 if self._table.shape[0] else np.zeros(self._table.shape[1], dtype=np.bool_))
+        return np.asarray(
+            self._table[0] > 0 if self._table.shape[0] else np.zeros(self._table.shape[1], dtype=np.bool_)
+        )
 
     def terms(self, genes: npt.NDArray[np.intp], theta: _Floats) -> tuple[_Floats, _Floats]:
         """Sum over cells of digamma(x + theta) - digamma(theta), and its derivative to theta, for these genes."""

@@ -81,7 +81,7 @@ def lognormal_library(
     generator
         Source of randomness.
     min_cells
-        A condition with fewer training cells uses its parent: the last covariate is dropped, then the one before it, ...
+        A condition with fewer training cells uses its parent: the last covariate is dropped, then the one before.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def empirical_library(
     generator
         Source of randomness.
     min_cells
-        A condition with fewer training cells uses its parent: the last covariate is dropped, then the one before it, ...
+        A condition with fewer training cells uses its parent: the last covariate is dropped, then the one before.
 
     Returns
     -------

@@ -40,7 +40,9 @@ def binomial_thin(x: Any, fraction: float | npt.ArrayLike, *, generator: np.rand
     if not np.all((share >= 0) & (share <= 1)):
         raise SetupError(f"Found fraction {fraction!r}, expected numbers between 0 and 1.")
     if share.ndim > 1 or (share.ndim == 1 and share.size != x.shape[0]):
-        raise SetupError(f"Found fraction of shape {share.shape}, expected one number or one for each of {x.shape[0]} cells.")
+        raise SetupError(
+            f"Found fraction of shape {share.shape}, expected one number or one for each of {x.shape[0]} cells."
+        )
     if not sp.issparse(x):
         dense = np.asarray(x)
         each = share[:, None] if share.ndim else share
@@ -105,6 +107,5 @@ def largest_remainder(expected: npt.ArrayLike, total: int) -> npt.NDArray[np.int
     remainder = np.where(shares > 0, exact - out, -1.0)
     missing = int(total - out.sum())
     order = np.argsort(-np.round(remainder, 9), kind="stable")
-    if missing > 0:
-        out[order[:missing]] += 1
-    return out
+    out[order[:missing]] += 1
+    return np.asarray(out)

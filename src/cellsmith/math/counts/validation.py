@@ -20,8 +20,8 @@ def first_bad_count(x: Any) -> tuple[int, int, float] | None:
     Parameters
     ----------
     x
-        ``(n, G)`` matrix: numpy array, scipy sparse matrix or array of any format, or an on-disk matrix that gives one of
-        these when sliced (h5py, zarr, backed AnnData). It is read in blocks and never densified.
+        ``(n, G)`` matrix: numpy array, scipy sparse matrix or array of any format, or an on-disk matrix that gives
+        one of these when sliced (h5py, zarr, backed AnnData). It is read in blocks and never densified.
 
     Returns
     -------
