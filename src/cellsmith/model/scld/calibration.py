@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cellsmith.math import counts
 from cellsmith.model.scld.autoencoder import ForeignAutoencoder
+from cellsmith.model.scld.equations import draw_latent
 from cellsmith.model.scld.module import SCLDModule, dense_counts
 
 __all__ = ["calibrate"]
@@ -21,9 +22,9 @@ Cells = Callable[[np.ndarray | None], Iterator[dict[str, Tensor]]]
 
 
 def calibrate(
-    module: SCLDModule, cells: Cells, *, fit: np.ndarray | None, held_out: np.ndarray | None
+    module: SCLDModule, cells: Cells, *, fit: np.ndarray | None, held_out: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
-    """Refit theta by maximum likelihood with the decoder frozen and one posterior mean a cell.
+    """Refit theta by maximum likelihood with the decoder frozen and one posterior draw a cell.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ def calibrate(
         Maps cell indices to batches.
     fit, held_out
         Indices of the cells to fit on and to judge by.
+    seed
+        Of the posterior draws; every pass sees the same ones.
 
     Returns
     -------
@@ -43,18 +46,22 @@ def calibrate(
     if parameter is None:
         return {"done": False, "reason": kind, "accepted": True}
     before = parameter.detach().clone()
-    nll_before = _negative_log_likelihood(module, cells, held_out)
+    nll_before = _negative_log_likelihood(module, cells, held_out, seed)
     groups = [None] if kind == "gene" else list(range(before.shape[0]))
-    pooled = counts.refit_dispersion(lambda: _batches(module, cells, fit, None, kind), _theta(before, kind))
+    pooled = counts.refit_dispersion(
+        lambda: _batches(module, cells, fit, group=None, kind=kind, seed=seed), _theta(before, kind)
+    )
     table = np.tile(np.asarray(pooled), (before.shape[0], 1)) if kind != "gene" else np.asarray(pooled)[None]
     if groups != [None]:
         sizes = _group_sizes(module, cells, fit, kind, len(groups))
         for g in groups:
             if sizes[g]:
-                own = counts.refit_dispersion(lambda g=g: _batches(module, cells, fit, g, kind), np.asarray(pooled))
+                own = counts.refit_dispersion(
+                    lambda g=g: _batches(module, cells, fit, group=g, kind=kind, seed=seed), np.asarray(pooled)
+                )
                 table[g] = counts.shrink_dispersion(own, np.asarray(pooled), n_group=int(sizes[g]))
     parameter.data.copy_(torch.from_numpy(np.log(table)).to(parameter).reshape(parameter.shape))
-    nll_after = _negative_log_likelihood(module, cells, held_out)
+    nll_after = _negative_log_likelihood(module, cells, held_out, seed)
     accepted = bool(nll_after <= nll_before)
     if not accepted:
         parameter.data.copy_(before)
@@ -121,13 +128,14 @@ def _group_sizes(module: SCLDModule, cells: Cells, fit: np.ndarray | None, kind:
 
 
 def _batches(
-    module: SCLDModule, cells: Cells, fit: np.ndarray | None, group: int | None, kind: str
+    module: SCLDModule, cells: Cells, fit: np.ndarray | None, *, group: int | None, kind: str, seed: int
 ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
     """Yield counts and their means under the frozen decoder, one pass."""
+    generator = torch.Generator(device=module.device).manual_seed(seed)
     for batch in cells(fit):
         tensors = {k: v.to(module.device) for k, v in batch.items()}
-        mean, _ = module.posterior(tensors)
-        decoded = module.decode(mean, tensors)
+        mean, sd = module.posterior(tensors)
+        decoded = module.decode(draw_latent(mean, sd, generator=generator), tensors)
         m = (module.log_library(tensors).exp()[:, None] * decoded.rho).cpu().numpy()
         x = sparse.csr_matrix(dense_counts(batch).numpy())
         if group is not None:
@@ -137,11 +145,12 @@ def _batches(
             yield x, m
 
 
-def _negative_log_likelihood(module: SCLDModule, cells: Cells, held_out: np.ndarray | None) -> float:
+def _negative_log_likelihood(module: SCLDModule, cells: Cells, held_out: np.ndarray | None, seed: int) -> float:
+    generator = torch.Generator(device=module.device).manual_seed(seed)
     total, n = 0.0, 0
     for batch in cells(held_out):
         tensors = {k: v.to(module.device) for k, v in batch.items()}
-        mean, _ = module.posterior(tensors)
-        total -= float(module.log_prob(tensors, mean).sum())
+        mean, sd = module.posterior(tensors)
+        total -= float(module.log_prob(tensors, draw_latent(mean, sd, generator=generator)).sum())
         n += len(mean)
     return total / n

@@ -201,6 +201,7 @@ def totals_for(
     library_size: Any,
     library_model: str,
     log_library: np.ndarray | None,
+    n_cats: Sequence[int],
     batch: int | None,
     batch_codes: np.ndarray | None,
     generator: np.random.Generator,
@@ -217,6 +218,8 @@ def totals_for(
         "joint", "lognormal" or "empirical".
     log_library
         What the diffusion drew, (n,), for "joint".
+    n_cats
+        Categories of every covariate.
     batch, batch_codes
         Position of the batch among the covariates and its code for every cell, for the ratio of totals to size factors.
     generator
@@ -243,10 +246,14 @@ def totals_for(
     if isinstance(library_size, str) and library_size != "match":
         raise SetupError(f"library_size={library_size!r}; expected None, 'match', a number or an array.")
     if library_size == "match" or library_model == "empirical":
-        log_total = counts.empirical_library(rows.log_total, rows.codes, request.codes, generator=generator)
-        return np.maximum(1, np.rint(np.exp(log_total))).astype(np.int64), library_size or library_model
+        total = counts.empirical_library(
+            np.exp(rows.log_total), rows.codes, known_codes(request, n_cats), generator=generator
+        )
+        return np.maximum(1, np.rint(total)).astype(np.int64), library_size or library_model
     if library_model == "lognormal":
-        log_library = counts.lognormal_library(rows.log_library, rows.codes, request.codes, generator=generator)
+        library = np.exp(rows.log_library)
+        library = counts.lognormal_library(library, rows.codes, known_codes(request, n_cats), generator=generator)
+        log_library = np.log(library)
     # With size factors the diffusion models those; totals differ from them by a factor of their batch.
     ratio = np.exp(rows.log_total - rows.log_library)
     if batch is None:
@@ -259,6 +266,11 @@ def totals_for(
     low, high = rows.log_library.min() - 1.0, rows.log_library.max() + 1.0
     total = np.exp(np.clip(log_library, low, high)) * factor
     return np.maximum(1, np.rint(total)).astype(np.int64), library_model
+
+
+def known_codes(request: Request, n_cats: Sequence[int]) -> np.ndarray:
+    """Return the codes (n, K) of a request, unknown ones as -1."""
+    return np.where(request.codes >= np.asarray(n_cats, dtype=np.int64), -1, request.codes)
 
 
 @torch.no_grad()

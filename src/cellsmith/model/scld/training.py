@@ -132,7 +132,11 @@ class TrainingMixin:
         fit = self._training_sample(MAX_REFIT_CELLS, streams)
         held_out = fit if self._datamodule is not None or not len(self._split[1]) else self._split[1]
         self.module.eval()
-        self.refit_.update(calibrate(self.module, lambda idx: self._cells(idx), fit=fit, held_out=held_out))
+        self.refit_.update(
+            calibrate(
+                self.module, lambda idx: self._cells(idx), fit=fit, held_out=held_out, seed=streams.integer("refit")
+            )
+        )
         if not self.refit_["accepted"]:
             self._note(
                 "The maximum-likelihood refit of the dispersion made held-out cells less likely and was not used "
