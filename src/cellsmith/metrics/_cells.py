@@ -174,8 +174,13 @@ def read_cells(
         raise SetupError(msg)
     order = _gene_order(adata, genes, name=name)
     x = _csr(_matrix(adata, layer, name=name, fall_back=log_scale), order)
-    if not np.isfinite(x.data).all():
-        msg = f"`{name}` has {int((~np.isfinite(x.data)).sum())} values that are NaN or infinite; expected finite ones."
+    broken = np.flatnonzero(~np.isfinite(x.data))
+    if len(broken):
+        row, gene = int(np.searchsorted(x.indptr, broken[0], side="right")) - 1, x.indices[broken[0]]
+        msg = (
+            f"`{name}` has {len(broken)} values that are NaN or infinite, the first in cell {adata.obs_names[row]!r}, "
+            f"gene {str(genes[gene])!r}; expected finite ones. Name another layer with `layer=`, or remove them."
+        )
         raise SetupError(msg)
     bad = first_bad_count(x)
     kept = {k: _column(adata, k, name=name) for k in columns if k is not None}
@@ -186,8 +191,8 @@ def read_cells(
         return Cells(log=x, counts=None, names=names, columns=kept)
     row, gene, value = bad
     msg = (
-        f"`{name}` does not hold counts: cell {adata.obs_names[row]!r}, gene {genes[gene]!r} is {value:g}; expected "
-        "integers >= 0. Name the layer of counts with `layer=`; a log-normalised synthetic `.X` is then accepted too."
+        f"`{name}` does not hold counts: cell {adata.obs_names[row]!r}, gene {str(genes[gene])!r} is {value:g}; not "
+        "an integer >= 0. Name the layer of counts with `layer=`; a log-normalised synthetic `.X` is then accepted too."
     )
     raise SetupError(msg)
 

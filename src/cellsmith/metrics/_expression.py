@@ -49,7 +49,7 @@ def gene_gene(real: np.ndarray, synthetic: np.ndarray) -> tuple[float, float]:
 
 def type_means(log: sparse.csr_matrix, labels: np.ndarray, types: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean expression in each type and in all other labelled cells, each of shape (T, G)."""
-    member = np.array([labels == t for t in types], dtype=np.float64)
+    member = np.array([labels == t for t in types], dtype=np.float64).reshape(len(types), len(labels))
     labelled = np.array([v is not None for v in labels], dtype=np.float64)
     sums = (sparse.csr_matrix(member) @ log).toarray()
     total = np.asarray(log.T @ labelled).ravel()

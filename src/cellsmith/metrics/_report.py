@@ -13,6 +13,9 @@ from cellsmith.metrics._bands import Metric, bounds_of, describe, judge
 
 __all__ = ["PrivacyReport", "SyntheticReport", "score_table"]
 
+_TABLE = ("metric", "value", "control", "excess", "ideal", "band", "passed")
+_RANGE = ("metric", "low", "high")
+_BESIDE = tuple(f"{c}{s}" for c in ("fidelity", "f1", "lfc_slope", "de_overlap", "w2") for s in ("", "_control"))
 _VERDICT = {True: "yes", False: "no", None: "not judged"}
 
 
@@ -50,7 +53,7 @@ def score_table(
         if bounds is not None:
             used[name] = bounds
         rows.append((name, value, control, value - control, ideal, describe(bounds), judge(value, bounds)))
-    table = pd.DataFrame(rows, columns=["metric", "value", "control", "excess", "ideal", "band", "passed"])
+    table = pd.DataFrame(rows, columns=_TABLE)
     table["passed"] = pd.Series([row[-1] for row in rows], dtype=object)
     return table, used
 
@@ -62,6 +65,12 @@ def _columns(frame: pd.DataFrame) -> dict[str, np.ndarray]:
         values = frame[name].to_numpy()
         out[str(name)] = values if values.dtype.kind in "biuf" else np.array([str(v) for v in values], dtype=object)
     return out
+
+
+def _frame(columns: Mapping[str, Any], order: tuple[str, ...]) -> pd.DataFrame:
+    """Read a stored table back, its columns in `order`."""
+    frame = pd.DataFrame({str(k): v for k, v in dict(columns).items()})
+    return frame[[c for c in order if c in frame] + [c for c in frame if c not in order]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +100,8 @@ class _Report:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
 
     _title: ClassVar[str] = "Report"
-    _frames: ClassVar[tuple[str, ...]] = ("per_label",)
+    # h5ad sorts the keys of a mapping, so the order of columns is kept here.
+    _frames: ClassVar[dict[str, tuple[str, ...]]] = {"per_label": ("label",)}
 
     def __getitem__(self, metric: str) -> float:
         """Return the value of one metric."""
@@ -131,7 +141,7 @@ class _Report:
         Mapping for ``adata.uns``; ``passed`` becomes ``"yes"``, ``"no"`` or ``"not judged"``.
         """
         table = self.table.assign(passed=self.table["passed"].map(lambda p: _VERDICT[p]))
-        bounds = pd.DataFrame([(m, *b) for m, b in self.bounds.items()], columns=["metric", "low", "high"])
+        bounds = pd.DataFrame([(m, *b) for m, b in self.bounds.items()], columns=_RANGE)
         block = {
             "table": _columns(table),
             "bounds": _columns(bounds),
@@ -149,11 +159,11 @@ class _Report:
         block
             The mapping found in ``adata.uns``.
         """
-        table = pd.DataFrame(dict(block["table"]))
+        table = _frame(block["table"], _TABLE)
         back = {verdict: passed for passed, verdict in _VERDICT.items()}
         table["passed"] = pd.Series([back[str(v)] for v in table["passed"]], dtype=object)
-        bounds = pd.DataFrame(dict(block["bounds"]))
-        frames = {name: pd.DataFrame(dict(block[name])) for name in cls._frames}
+        bounds = _frame(block["bounds"], _RANGE)
+        frames = {name: _frame(block[name], order) for name, order in cls._frames.items()}
         return cls(
             table=table,
             settings=dict(block["settings"]),
@@ -187,7 +197,10 @@ class SyntheticReport(_Report):
     lfc: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     _title: ClassVar[str] = "Synthetic cells against real ones"
-    _frames: ClassVar[tuple[str, ...]] = ("per_label", "lfc")
+    _frames: ClassVar[dict[str, tuple[str, ...]]] = {
+        "per_label": ("label", "n_reference", "n_synthetic", "n_control", *_BESIDE),
+        "lfc": ("label", "gene", "real", "synthetic", "control"),
+    }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,7 +224,17 @@ class PrivacyReport(_Report):
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     _title: ClassVar[str] = "Privacy of synthetic cells (passing is no guarantee)"
-    _frames: ClassVar[tuple[str, ...]] = ("per_label", "per_cell")
+    _frames: ClassVar[dict[str, tuple[str, ...]]] = {
+        "per_label": ("label", "n_synthetic", "nearest_share", "exact_copies"),
+        "per_cell": (
+            "cell",
+            "distance_train",
+            "distance_holdout",
+            "distance_ratio",
+            "nearest_train",
+            "exact_copy",
+        ),
+    }
 
     def to_uns(self) -> dict[str, Any]:
         """Return the whole report as nested dictionaries of arrays and scalars, safe for h5ad and zarr.
@@ -220,7 +243,7 @@ class PrivacyReport(_Report):
         -------
         Mapping for ``adata.uns``; ``passed`` becomes ``"yes"``, ``"no"`` or ``"not judged"``.
         """
-        frame = pd.DataFrame([(m, *b) for m, b in self.intervals.items()], columns=["metric", "low", "high"])
+        frame = pd.DataFrame([(m, *b) for m, b in self.intervals.items()], columns=_RANGE)
         return super().to_uns() | {"intervals": _columns(frame)}
 
     @classmethod
@@ -234,6 +257,6 @@ class PrivacyReport(_Report):
         """
         from dataclasses import replace
 
-        frame = pd.DataFrame(dict(block["intervals"]))
+        frame = _frame(block["intervals"], _RANGE)
         found = {str(m): (float(a), float(b)) for m, a, b in frame.itertuples(index=False)}
         return replace(super().from_uns(block), intervals=found)

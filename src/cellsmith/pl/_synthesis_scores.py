@@ -97,7 +97,7 @@ def synthetic_report(report: Any, *, key: str = "scld_evaluation", ax: Axes | No
     panel = style.panels(ax, 1, size=(10.2, 1.3 + 0.34 * len(rows)))[0]
     n = len(rows)
     if ax is None:  # the layout engine stops short of text that stands in units of the shrinking Axes
-        panel.figure.get_layout_engine().set(rect=(0, 0, 0.97, 1))
+        panel.figure.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))
     panel.axvspan(-1, 1, color="#E6F2EC", zorder=0, label="accepted")
     panel.axvline(1, color="#4B8B6B", linewidth=1.2, zorder=1)
     ok = style.REAL
