@@ -128,7 +128,7 @@ class TrainingMixin:
 
     @torch.no_grad()
     def _calibrate(self, streams: Streams) -> None:
-        """E8: refit the dispersion with the decoder frozen; kept only if held-out cells become no less likely."""
+        """E8: refit the dispersion with the decoder frozen; kept unless held-out cells become clearly less likely."""
         fit = self._training_sample(MAX_REFIT_CELLS, streams)
         held_out = fit if self._datamodule is not None or not len(self._split[1]) else self._split[1]
         self.module.eval()
@@ -139,7 +139,7 @@ class TrainingMixin:
         )
         if not self.refit_["accepted"]:
             self._note(
-                "The maximum-likelihood refit of the dispersion made held-out cells less likely and was not used "
+                "The maximum-likelihood refit of the dispersion made held-out cells clearly less likely and was not used "
                 f"(negative log-likelihood {self.refit_['nll_before']:.2f} -> {self.refit_['nll_after']:.2f}).",
                 DataWarning,
             )
