@@ -191,8 +191,8 @@ def read_cells(
         return Cells(log=x, counts=None, names=names, columns=kept)
     row, gene, value = bad
     msg = (
-        f"`{name}` does not hold counts: cell {adata.obs_names[row]!r}, gene {str(genes[gene])!r} is {value:g}; not "
-        "an integer >= 0. Name the layer of counts with `layer=`; a log-normalised synthetic `.X` is then accepted too."
+        f"`{name}` does not hold counts: cell {adata.obs_names[row]!r}, gene {str(genes[gene])!r} is {value:g}; "
+        "expected integers >= 0. Name the layer of counts with `layer=`; a log-normalised synthetic `.X` is then accepted too."
     )
     raise SetupError(msg)
 
