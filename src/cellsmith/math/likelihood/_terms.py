@@ -52,53 +52,8 @@ def widened(dense: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return dense.to(dtype), theta.to(dtype)
 
 
-class _Terms(NamedTuple):
-    """What the nonzero entries add: A(x, theta) and its derivative to theta, the latter in float64."""
-
-    value: Tensor
-    slope: Tensor | None
-
-
-def _count_terms(entries: CountEntries, theta: Tensor, start: Tensor, *, slope: bool) -> _Terms:
-    x = entries.value
-    if theta.ndim == 2:
-        return _special_terms(x, _at(theta, entries), _at(start, entries), slope=slope)
-    # A and its slope for every gene and every count up to _TABLE: for 2,000 genes this costs less than lgamma and
-    # digamma at the nonzeros of 128 cells
-    listed = x.to(torch.int64).clamp_(1, _TABLE)
-    rest = places(x != listed)
-    place = listed.add_(entries.column, alpha=_TABLE).sub_(1)
-    j = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device)
-    table = (theta[:, None] + j).div_(start[:, None]).div_(j + 1).log_().cumsum(1)
-    value, steep = table.view(-1).index_select(0, place), None
-    if slope:
-        wide, wide_start, j = _wide(theta)[:, None], _wide(start)[:, None], _wide(j)
-        table = (wide_start - wide - j).div_((wide + j).mul_(wide_start)).cumsum(1)
-        steep = table.view(-1).index_select(0, place)
-    if rest.numel():
-        gene = entries.column[rest]
-        exact = _special_terms(x[rest], theta[gene], start[gene], slope=slope)
-        value[rest] = exact.value
-        if steep is not None and exact.slope is not None:
-            steep[rest] = exact.slope
-    return _Terms(value, steep)
-
-
-def _special_terms(x: Tensor, theta: Tensor, start: Tensor, *, slope: bool) -> _Terms:
-    dtype = theta.dtype
-    x, theta, start = _wide(x), _wide(theta), _wide(start)
-    value = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1) - x * torch.log(start)
-    steep = torch.digamma(x + theta) - torch.digamma(theta) - x / start if slope else None
-    return _Terms(value.to(dtype), steep)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Float64 (float32 on the one device that has no float64)."""
-    return tensor if tensor.device.type == "mps" else tensor.double()
-
-
-class _AtCounts(NamedTuple):
-    """Terms at the nonzeros: value without the dense part; derivatives to m and theta with it."""
+class AtCounts(NamedTuple):
+    """Terms at the nonzeros, each (nnz,): value without the dense part; derivatives to m and theta with it."""
 
     value: Tensor
     mean: Tensor
@@ -106,25 +61,54 @@ class _AtCounts(NamedTuple):
     d_theta: Tensor | None
 
 
-def at_counts(entries: CountEntries, mean: Tensor, theta: Tensor, *, slope: bool) -> _AtCounts:
-    """Evaluate the braces of the module's formula; mean is dense (n, G).
-
-    The derivative to theta is summed in float64: at large theta its terms all but cancel.
-    """
-    x, dtype, start = entries.value, mean.dtype, theta + EPS
-    terms = _count_terms(entries, theta, start, slope=slope)
+def at_counts(entries: CountEntries, mean: Tensor, theta: Tensor, *, slope: bool) -> AtCounts:
+    """Evaluate the braces of the package's formula; mean is dense (n, G), ``slope`` asks for the derivative to theta."""
+    x, start = entries.value, theta + EPS
     m, t = mean.reshape(-1).index_select(0, entries.flat), _at(start, entries)
     shifted = m + EPS
-    value = torch.log(shifted).sub_(torch.log1p(m / t)).mul_(x).add_(terms.value)
     d_mean = (x / shifted).sub_((x + t).div_(m + t))
-    if terms.slope is None:
-        return _AtCounts(value, m, d_mean, None)
-    t = _wide(t)
-    ratio = _wide(m) / t
-    base = ratio + 1
-    # r / (1 + r) (x / t + 1) - log1p(r)
-    d_theta = (x / t).add_(1).mul_(ratio.div_(base)).sub_(base.log_()).add_(terms.slope)
-    return _AtCounts(value, m, d_mean, d_theta.to(dtype))
+    if theta.ndim == 2:
+        value, d_theta = _special(x, m, _at(theta, entries), slope=slope)
+        return AtCounts(value, m, d_mean, d_theta)
+    # A and its slope for every gene and every count up to _TABLE: for 2,000 genes this costs less than lgamma and
+    # digamma at the nonzeros of 128 cells
+    listed = x.to(torch.int64).clamp_(1, _TABLE)
+    rest = places(x != listed)
+    place = listed.add_(entries.column, alpha=_TABLE).sub_(1)
+    j = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device)
+    raised, start = theta[:, None] + j, start[:, None]
+    ratio = m / t
+    log1p = torch.log1p(ratio)
+    table = (raised / start).div_(j + 1).log_().cumsum(1)
+    value = shifted.log_().sub_(log1p).mul_(x).add_(table.view(-1).index_select(0, place))
+    d_theta = None
+    if slope:
+        table = (start - raised).div_(raised.mul_(start)).cumsum(1)
+        d_theta = (x / t).add_(1).mul_(ratio.div_(ratio + 1)).sub_(log1p).add_(table.view(-1).index_select(0, place))
+    if rest.numel():
+        exact = _special(x[rest], m[rest], theta[entries.column[rest]], slope=slope)
+        value[rest] = exact[0]
+        if d_theta is not None and exact[1] is not None:
+            d_theta[rest] = exact[1]
+    return AtCounts(value, m, d_mean, d_theta)
+
+
+def _special(x: Tensor, mean: Tensor, theta: Tensor, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Value and derivative to theta by lgamma and digamma, all (nnz,).
+
+    In float64 (float32 on the one device that has none), since at large theta the terms all but cancel.
+    """
+    dtype = theta.dtype
+    if theta.device.type != "mps":
+        x, mean, theta = x.double(), mean.double(), theta.double()
+    start = theta + EPS
+    log1p = torch.log1p(mean / start)
+    value = x * (torch.log(mean + EPS) - torch.log(start) - log1p)
+    value += torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    if not slope:
+        return value.to(dtype), None
+    d_theta = torch.digamma(x + theta) - torch.digamma(theta) + (mean - x) / (mean + start) - log1p
+    return value.to(dtype), d_theta.to(dtype)
 
 
 def _at(theta: Tensor, entries: CountEntries) -> Tensor:

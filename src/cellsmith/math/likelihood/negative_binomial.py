@@ -131,18 +131,17 @@ class _SoftmaxNB(Function):
         if differentiate:
             d_theta = overwrite(torch.sub(share, log1p, out=log1p), entries, cast(Tensor, at.d_theta))
             # h = m d/dm; the softmax then takes h - rho sum(h), rho = mean / total
-            pull = overwrite(share.mul_(-theta), entries, at.d_mean * at.mean)
-            ctx.save_for_backward(theta, mean, pull, pull.sum(1) / total, d_theta)
+            d_logits = overwrite(share.mul_(-theta), entries, at.d_mean * at.mean)
+            pulled = d_logits.sum(1) / total
+            ctx.save_for_backward(theta, d_logits.sub_(mean.mul_(pulled[:, None])), pulled, d_theta)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, mean, pull, pulled, d_theta = ctx.saved_tensors
-        to_logits = None
+        theta, d_logits, pulled, d_theta = ctx.saved_tensors
         with full_precision(grad):
-            if ctx.needs_input_grad[1]:
-                to_logits = (mean * (-grad * pulled)[:, None]).addcmul_(pull, grad[:, None])
+            to_logits = d_logits * grad[:, None] if ctx.needs_input_grad[1] else None
             to_theta = pull_theta(grad, d_theta, theta) if ctx.needs_input_grad[2] else None
             to_total = grad * pulled if ctx.needs_input_grad[3] else None
         return None, to_logits, to_theta, to_total, None
