@@ -102,7 +102,9 @@ class CellReader:
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         if self._csr is None:
-            batch = {k: torch.as_tensor(np.ascontiguousarray(v)) for k, v in self._dataset[np.asarray(indices)].items()}
+            # A file is read in the order of its rows: scvi-tools sorts the indices and leaves the answer sorted.
+            rows, place = np.unique(np.asarray(indices), return_inverse=True)
+            batch = {k: torch.as_tensor(np.ascontiguousarray(v)[place]) for k, v in self._dataset[rows].items()}
             if self._sparse_counts:
                 batch[REGISTRY_KEYS.X_KEY] = batch[REGISTRY_KEYS.X_KEY].float().to_sparse_csr()
             return batch

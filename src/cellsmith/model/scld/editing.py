@@ -336,7 +336,7 @@ class EditingMixin:
             Who these cells are.
         """
         module, out = self.module, []
-        given = gen.decoder_covariates(module, codes, request.continuous, self.covariates)
+        given = gen.decoder_covariates(module, codes, continuous=request.continuous, covariates=self.covariates)
         for start in range(0, x.shape[0], gen.CHUNK):
             rows = slice(start, start + gen.CHUNK)
             tensors = {k: v[rows].to(module.device) for k, v in given.items()}

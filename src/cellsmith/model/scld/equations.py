@@ -182,8 +182,8 @@ DEVIATIONS = (
         "guard of the refit",
         "not stated",
         "the refitted dispersion (E8) is kept unless the held-out negative log-likelihood rises by more than 0.5 %",
-        "generated states lie where the training cells do; the dispersion that fits there made generated genes harder to "
-        "tell from real ones (benchmark page) although unseen cells became about 0.2 % less likely",
+        "generated states lie where the training cells do; the dispersion that fits there made generated genes harder "
+        "to tell from real ones (benchmark page) although unseen cells became about 0.2 % less likely",
         "tests/model/scld/test_train.py::test_refit_guard_rejects_a_failed_fit",
     ),
     Deviation(

@@ -278,8 +278,8 @@ def decode_counts(
     module: SCLDModule,
     z: Tensor,
     covariates: Mapping[str, Tensor],
-    totals: np.ndarray,
     *,
+    totals: np.ndarray,
     output: str,
     decode: str,
     streams: Streams,
@@ -332,7 +332,7 @@ def decode_counts(
 
 
 def decoder_covariates(
-    module: SCLDModule, codes: np.ndarray, continuous: np.ndarray, covariates: Covariates
+    module: SCLDModule, codes: np.ndarray, *, continuous: np.ndarray, covariates: Covariates
 ) -> dict[str, Tensor]:
     """Return codes (n, K) and continuous covariates (n, C) as the tensors that the decoder reads."""
     n = len(codes)

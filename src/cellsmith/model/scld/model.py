@@ -357,7 +357,7 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         if self.calibrate_:
             stages.append(Stage(name="calibrate", solve="_calibrate"))
         n_passes = max(1, round(self.n_diffusion_steps_ / 100))
-        table = {"batches": "table", "batch_size": 256, "steps_per_epoch": 100}
+        table = {"batches": "table", "batch_size": 256, "steps_per_epoch": min(100, max(1, self.n_diffusion_steps_))}
         stages.append(
             Stage(
                 name="diffuse",

@@ -56,7 +56,8 @@ def apply_post_guidance(
 
     Returns
     -------
-    States (n, d + 1), and what is recorded: ``kind``, ``scale``, ``acceptance``, ``ess``, ``rejected`` where they apply.
+    States (n, d + 1), and what is recorded: ``kind``, ``scale``, ``acceptance``, ``ess``, ``rejected`` where they
+    apply.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def _features(w: Tensor, codes: Any, n_cats: tuple[int, ...]) -> np.ndarray:
 def _density_ratio(
     model: Any, request: Request, sample: Sample, streams: Streams, opts: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Importance resampling within condition by a cross-fitted classifier of real against generated states."""
+    """Resample candidates within condition by a cross-fitted classifier of real against generated states."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold
 

@@ -296,8 +296,8 @@ class GenerationMixin:
                 DataWarning,
                 stacklevel=4,
             )
-        tensors = gen.decoder_covariates(module, codes, request.continuous, covariates)
-        x = gen.decode_counts(module, z.cpu(), tensors, totals, output=output, decode=decode, streams=streams)
+        tensors = gen.decoder_covariates(module, codes, continuous=request.continuous, covariates=covariates)
+        x = gen.decode_counts(module, z.cpu(), tensors, totals=totals, output=output, decode=decode, streams=streams)
         return {"x": x, "z": z.cpu().numpy(), "totals": totals, "library_source": source, "codes": codes}
 
     def decode(
@@ -372,8 +372,8 @@ class GenerationMixin:
             batch_codes=None,
             generator=streams.numpy("sample", -5),
         )
-        tensors = gen.decoder_covariates(self.module, codes, request.continuous, covariates)
-        return gen.decode_counts(self.module, z, tensors, totals, output=output, decode=decode, streams=streams)
+        tensors = gen.decoder_covariates(self.module, codes, continuous=request.continuous, covariates=covariates)
+        return gen.decode_counts(self.module, z, tensors, totals=totals, output=output, decode=decode, streams=streams)
 
     @torch.no_grad()
     def posterior_predictive_sample(
@@ -424,7 +424,8 @@ class GenerationMixin:
                 given = {n: v for n, v in tensors.items() if n != REGISTRY_KEYS.X_KEY}
                 child = Streams(streams.integer("sample", k, i, 1))
                 z = mean + sd * noise
-                parts.append(gen.decode_counts(module, z, given, totals, output="counts", decode=decode, streams=child))
+                how = {"totals": totals, "output": "counts", "decode": decode, "streams": child}
+                parts.append(gen.decode_counts(module, z, given, **how))
             samples.append(pydata_sparse.GCXS.from_scipy_sparse(sparse.vstack(parts, format="csr")))
         return samples[0] if n_samples == 1 else pydata_sparse.stack(samples, axis=-1)
 

@@ -295,8 +295,9 @@ def resolve_modes(
                 category = covariates.categories[k][code]
                 if on_small == "raise":
                     raise SetupError(
-                        f"{name}={category!r} has {n_train} training cells; at least min_cells={min_cells} are needed to "
-                        "learn a condition. Type on_small='neighbors' to perturb those cells instead, or lower min_cells."
+                        f"{name}={category!r} has {n_train} training cells; at least min_cells={min_cells} are needed "
+                        "to learn a condition. Type on_small='neighbors' to perturb those cells instead, or lower "
+                        "min_cells."
                     )
                 fallback |= request.codes[:, k] == code
     unseen, n_unseen = _rare_combinations(request, covariates, rows, min_cells)
@@ -308,8 +309,8 @@ def resolve_modes(
         additive = unseen
         if n_unseen and not request.notes and asked:
             notes.append(
-                f"{n_unseen} combinations of conditions have fewer than {min_cells} training cells; their conditions are "
-                "guided additively. Type guidance_mode='joint' to insist on the joint condition."
+                f"{n_unseen} combinations of conditions have fewer than {min_cells} training cells; their conditions "
+                "are guided additively. Type guidance_mode='joint' to insist on the joint condition."
             )
     return replace(request, additive=additive & ~fallback, fallback=fallback, notes=tuple(notes))
 

@@ -62,8 +62,8 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
         )
     if module.minified_data_type is not None:
         raise SetupError(
-            "The model's AnnData is minified, so there are no counts to learn depth and dispersion from. Load the model "
-            "with its full AnnData: SCVI.load(path, adata=full)."
+            "The model's AnnData is minified, so there are no counts to learn depth and dispersion from. Load the "
+            "model with its full AnnData: SCVI.load(path, adata=full)."
         )
     source_data = model.adata if adata is None else adata
     args = model.registry["setup_args"]

@@ -139,8 +139,8 @@ class TrainingMixin:
         )
         if not self.refit_["accepted"]:
             self._note(
-                "The maximum-likelihood refit of the dispersion made held-out cells clearly less likely and was not used "
-                f"(negative log-likelihood {self.refit_['nll_before']:.2f} -> {self.refit_['nll_after']:.2f}).",
+                "The maximum-likelihood refit of the dispersion made held-out cells clearly less likely and was not "
+                f"used (negative log-likelihood {self.refit_['nll_before']:.2f} -> {self.refit_['nll_after']:.2f}).",
                 DataWarning,
             )
 
