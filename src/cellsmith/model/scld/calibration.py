@@ -45,7 +45,8 @@ def calibrate(
     Returns
     -------
     ``done``, ``accepted`` (the held-out likelihood fell by no more than :data:`TOLERATED_RISE`), negative
-    log-likelihood a held-out cell ``nll_before`` and ``nll_after``, and the quartiles of theta; ``done=False`` with a reason where there is nothing to refit.
+    log-likelihood a held-out cell ``nll_before`` and ``nll_after``, and the quartiles of theta; ``done=False`` with a
+    reason where there is nothing to refit.
     """
     parameter, kind = _parameter(module)
     if parameter is None:

@@ -299,7 +299,21 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         cls._register(mdata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod
-    def from_scvi_model(cls, model: Any, *, adata: Any = None, **diffusion_kwargs: Any) -> SCLD:
+    def from_scvi_model(
+        cls,
+        model: Any,
+        *,
+        adata: Any = None,
+        library_model: str = "joint",
+        prior: str = "diffusion",
+        prediction: str = "v",
+        n_denoiser_hidden: int | None = None,
+        n_denoiser_layers: int = 3,
+        condition_dropout: float = 0.1,
+        n_diffusion_steps: int = 5000,
+        calibrate_dispersion: bool = True,
+        guidance_classifier: bool = False,
+    ) -> SCLD:
         """Put a diffusion on top of a trained scVI or scANVI model.
 
         The encoder and decoder are copied and frozen; :meth:`train` refits the dispersion of the copy and trains the
@@ -311,8 +325,10 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
             Trained :class:`scvi.model.SCVI` or :class:`scvi.model.SCANVI`.
         adata
             Cells to learn the diffusion from; None is the model's own.
-        **diffusion_kwargs
-            Arguments of the constructor that concern library and diffusion.
+        library_model, prior, prediction, n_denoiser_hidden, n_denoiser_layers
+            As in the constructor.
+        condition_dropout, n_diffusion_steps, calibrate_dispersion, guidance_classifier
+            As in the constructor.
 
         Returns
         -------
@@ -327,7 +343,19 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         """
         description, carrier, setup = describe_source(model, adata)
         cls.setup_anndata(carrier, **setup)
-        new = cls(carrier, source=description, **diffusion_kwargs)
+        new = cls(
+            carrier,
+            source=description,
+            library_model=library_model,
+            prior=prior,
+            prediction=prediction,
+            n_denoiser_hidden=n_denoiser_hidden,
+            n_denoiser_layers=n_denoiser_layers,
+            condition_dropout=condition_dropout,
+            n_diffusion_steps=n_diffusion_steps,
+            calibrate_dispersion=calibrate_dispersion,
+            guidance_classifier=guidance_classifier,
+        )
         new.module.autoencoder.source.load_state_dict(model.module.state_dict())
         return new
 
