@@ -192,7 +192,7 @@ def read_cells(
     row, gene, value = bad
     msg = (
         f"`{name}` does not hold counts: cell {adata.obs_names[row]!r}, gene {str(genes[gene])!r} is {value:g}; "
-        "expected integers >= 0. Name the layer of counts with `layer=`; log-normalised synthetic cells are then accepted too."
+        "expected integers >= 0. Name the layer of counts with `layer=`; log-normalised synthetic cells then pass."
     )
     raise SetupError(msg)
 
