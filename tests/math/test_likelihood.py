@@ -62,6 +62,22 @@ def test_only_asked_gradients_are_computed(problem):
         assert not nb_log_prob(x, mean, theta).requires_grad
 
 
+def test_memory_layout_does_not_matter(problem):
+    x, mean, theta, logits, library = problem
+    turned = [t.T.contiguous().T if t.ndim == 2 else t for t in problem]
+    flat = torch.full_like(mean[:, :1], 2.0).expand_as(mean)
+    torch.testing.assert_close(nb_log_prob(turned[0], turned[1], turned[2]), nb_log_prob(x, mean, theta))
+    torch.testing.assert_close(nb_log_prob(x, flat, theta), nb_log_prob(x, flat.clone(), theta))
+    torch.testing.assert_close(
+        zinb_log_prob(turned[0], turned[1], turned[2], dropout_logits=turned[3]),
+        zinb_log_prob(x, mean, theta, dropout_logits=logits),
+    )
+    torch.testing.assert_close(
+        nb_log_prob_softmax(turned[0], turned[3], turned[2], library=library),
+        nb_log_prob_softmax(x, logits, theta, library=library),
+    )
+
+
 def test_float32_under_autocast(problem):
     x, mean, theta, logits, library = (t.float() for t in problem)
     plain = nb_log_prob(x, mean, theta)

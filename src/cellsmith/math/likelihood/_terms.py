@@ -47,9 +47,9 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def widened(dense: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 if the dense one is."""
+    """Both contiguous and in float32, or in float64 if the dense one is."""
     dtype = torch.float64 if dense.dtype == torch.float64 else torch.float32
-    return dense.to(dtype), theta.to(dtype)
+    return dense.to(dtype).contiguous(), theta.to(dtype).contiguous()
 
 
 class AtCounts(NamedTuple):
@@ -62,7 +62,7 @@ class AtCounts(NamedTuple):
 
 
 def at_counts(entries: CountEntries, mean: Tensor, theta: Tensor, *, slope: bool) -> AtCounts:
-    """Evaluate the braces of the package's formula; mean is dense (n, G), ``slope`` asks for the derivative to theta."""
+    """Evaluate the braces of the package formula; mean is dense (n, G), ``slope`` asks for the derivative to theta."""
     x, start = entries.value, theta + EPS
     m, t = mean.reshape(-1).index_select(0, entries.flat), _at(start, entries)
     shifted = m + EPS

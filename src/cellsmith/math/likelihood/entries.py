@@ -67,8 +67,9 @@ def count_entries(x: Tensor | CountEntries) -> CountEntries:
         # numpy finds nonzeros several times faster than torch, and rows by bisection are cheaper than by division
         flat_np = np.flatnonzero(x.numpy() != 0)
         ends = np.searchsorted(flat_np, np.arange(n + 1) * n_genes)
-        flat, row = torch.from_numpy(flat_np), torch.from_numpy(np.repeat(np.arange(n), np.diff(ends)))
-        column = flat - row * n_genes
+        row_np = np.repeat(np.arange(n), np.diff(ends))
+        flat, row = torch.from_numpy(flat_np), torch.from_numpy(row_np)
+        column = torch.from_numpy(flat_np - row_np * n_genes)
     else:
         row, column = torch.nonzero(x, as_tuple=True)
         flat = row * n_genes + column

@@ -56,7 +56,7 @@ def zinb_log_prob(
         raise SetupError(f"Found dropout_logits of shape {tuple(dropout_logits.shape)}, expected {entries.shape}.")
     with full_precision(mean):
         mean, theta = widened(mean, inverse_dispersion)
-        logits = dropout_logits.to(mean.dtype)
+        logits = dropout_logits.to(mean.dtype).contiguous()
         return cast(Tensor, _ZINB.apply(entries, mean, theta, logits, torch.is_grad_enabled()))
 
 
