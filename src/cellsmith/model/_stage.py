@@ -187,7 +187,7 @@ class StagePlan(LightningModule):
         self._keep_best = keep_best
         self._best: tuple[float, dict[str, torch.Tensor]] | None = None
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
-        self._last_finite = math.nan
+        self._last_loss: torch.Tensor | None = None
         self._monitored: list[float] = []
         names = [n for n, _ in module.named_parameters() if n.startswith(stage.trains)]
         if not names:
@@ -271,19 +271,25 @@ class StagePlan(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation means, keep the best iterate and refuse a monitor that never moves."""
-        if self.trainer.sanity_checking:
+        if self.trainer.sanity_checking or not self._sums["validation"]:
             self._sums["validation"] = {}
             return
         sums = self._sums["validation"]
-        value = float(sums["loss"] / sums["n"]) if "n" in sums else math.nan
+        value = self._mean_over_ranks(sums["loss"], sums["n"])
         self._flush("validation")
+        if not math.isfinite(value):
+            self._restore_best()
+            raise ConvergenceError(
+                f"Stage {self.stage.name!r} met a non-finite validation loss ({value}) after step {self.global_step}; "
+                f"{self._last_finite()} and the best weights so far are kept. {self._advice()}"
+            )
         self._monitored = [*self._monitored[-N_CONSTANT_CHECKS:], value]
         if len(self._monitored) > N_CONSTANT_CHECKS and len(set(self._monitored)) == 1:
             raise ConvergenceError(
                 f"Stage {self.stage.name!r}: the monitor {self.stage.monitor!r} was exactly {value} at "
                 f"{N_CONSTANT_CHECKS + 1} checks in a row; early stopping on it would mean nothing."
             )
-        if self._keep_best and math.isfinite(value) and (self._best is None or value < self._best[0]):
+        if self._keep_best and (self._best is None or value < self._best[0]):
             self._best = (value, {k: v.detach().clone() for k, v in self._state().items()})
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -299,15 +305,14 @@ class StagePlan(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.stage.plan.clip or math.inf, foreach=True)
         if not bool(torch.isfinite(norm)):
             raise ConvergenceError(
-                f"Stage {self.stage.name!r} met a non-finite loss or gradient at step {self.global_step}; the last "
-                f"finite loss was {self._last_finite:.6g} and the weights of that step are kept. "
-                f"Try train(plan_kwargs={{'lr': {self.stage.plan.lr / 3:.1g}}})."
+                f"Stage {self.stage.name!r} met a non-finite loss or gradient at step {self.global_step}; "
+                f"{self._last_finite()} and the weights of that step are kept. {self._advice()}"
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Remember the loss and move the average."""
-        if self.global_step % 20 == 0 and outputs is not None:
-            self._last_finite = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        # The tensor, not the number: reading it at every step would wait for the device.
+        self._last_loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if self._averaged is None:
             return
         source, target = (self.module.get_submodule(n) for n in self._averaged)
@@ -316,11 +321,27 @@ class StagePlan(LightningModule):
         with torch.no_grad():
             torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
 
-    def on_fit_end(self) -> None:
-        """Put the best iterate back and thaw the module."""
+    def _last_finite(self) -> str:
+        return "no step was finite" if self._last_loss is None else f"the last finite loss was {self._last_loss:.6g}"
+
+    def _advice(self) -> str:
+        return f"Try train(plan_kwargs={{'lr': {self.stage.plan.lr / 3:.1g}}})."
+
+    def _mean_over_ranks(self, total: torch.Tensor, n: torch.Tensor) -> float:
+        # Every rank must see the same value, or each would keep another iterate as the best one.
+        both = torch.stack([total, n])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(both)
+        return float(both[0] / both[1])
+
+    def _restore_best(self) -> None:
         if self._best is not None:
             self.module.load_state_dict(self._best[1], strict=False)
             self._best = None
+
+    def on_fit_end(self) -> None:
+        """Put the best iterate back and thaw the module."""
+        self._restore_best()
         for parameter in self.module.parameters():
             parameter.requires_grad_(True)
 

@@ -1,0 +1,191 @@
+"""Stages as data: lengths, options, ramps, and the guards of the plan that runs one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+from cellsmith._errors import ConvergenceError, SetupError
+from cellsmith.model import SCLD
+from cellsmith.model._stage import Optim, Ramp, Stage, StagePlan, apply_plan_kwargs, stage_lengths
+
+STAGES = (
+    Stage(name="a", max_epochs=10),
+    Stage(name="fit", solve="_fit"),
+    Stage(name="b", max_epochs=3, plan=Optim(lr=1e-2)),
+)
+
+
+def lengths(max_epochs: Any) -> dict[str, int]:
+    return {s.name: s.max_epochs for s in stage_lengths(STAGES, max_epochs) if s.solve is None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, {"a": 10, "b": 3}),
+        (1, {"a": 1, "b": 1}),
+        (5, {"a": 5, "b": 3}),
+        (99, {"a": 10, "b": 3}),
+        ({"b": 40}, {"a": 10, "b": 40}),
+        ({"a": 2, "b": 1}, {"a": 2, "b": 1}),
+    ],
+)
+def test_an_int_caps_every_stage_and_a_mapping_sets_stages_exactly(asked: Any, expected: dict[str, int]) -> None:
+    assert lengths(asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"bb": 1}, "'bb'.*Did you mean"),
+        ({"fit": 1}, "'fit', which does not exist"),
+        ({"a": 0}, "at least 1 epoch"),
+        (0, "expected at least 1"),
+    ],
+)
+def test_impossible_lengths_are_refused(asked: Any, words: str) -> None:
+    with pytest.raises(SetupError, match=words):
+        lengths(asked)
+
+
+def test_plan_kwargs_reach_every_trained_stage_and_unknown_names_are_refused() -> None:
+    changed = apply_plan_kwargs(STAGES, {"lr": 0.5})
+    assert [s.plan.lr for s in changed] == [0.5, STAGES[1].plan.lr, 0.5]
+    assert apply_plan_kwargs(STAGES, None) is STAGES
+    with pytest.raises(SetupError, match=r"'learning_rate'.*'lr'"):
+        apply_plan_kwargs(STAGES, {"learning_rate": 1})
+
+
+def test_ramp_rises_linearly_to_its_target() -> None:
+    ramp = Ramp(2.0, fraction=0.5, max_epochs=4)
+    assert [ramp.at(e, 100) for e in (0, 1, 2, 4, 50)] == [0.0, 0.5, 1.0, 2.0, 2.0]
+    assert ramp.at(1, 2) == 2.0
+    assert Ramp(2.0, fraction=0.0).at(0, 10) == 2.0
+
+
+def test_plan_refuses_parameters_that_do_not_exist() -> None:
+    stage = Stage(name="x", trains=("nothing",))
+    with pytest.raises(ConvergenceError, match="no parameter has such a name"):
+        StagePlan(torch.nn.Linear(2, 2), stage)
+
+
+@pytest.fixture
+def untrained(make: Callable[..., AnnData], built: Callable[..., SCLD]) -> SCLD:
+    return built(make(80, 20))
+
+
+def test_non_finite_loss_stops_with_stage_and_step_and_finite_weights(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = untrained.module.loss_diffuse, []
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        out = loss(*args, **kwargs)
+        calls.append(untrained.module.training)
+        if sum(calls) == 4 and untrained.module.training:
+            out.loss = out.loss * float("nan")
+        return out
+
+    monkeypatch.setattr(untrained.module, "loss_diffuse", broken)
+    with pytest.raises(ConvergenceError, match=r"'diffuse'.*at step 3; the last finite loss was \d.*plan_kwargs"):
+        trained_for_a_moment(untrained)
+    assert not untrained.is_trained
+    assert all(bool(torch.isfinite(p).all()) for p in untrained.module.state_dict().values())
+
+
+def test_huge_learning_rate_never_leaves_non_finite_weights(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD]
+) -> None:
+    with pytest.raises(ConvergenceError, match="non-finite"):
+        trained_for_a_moment(untrained, plan_kwargs={"lr": 1e30, "clip": None})
+    assert all(bool(torch.isfinite(p).all()) for p in untrained.module.state_dict().values())
+
+
+def test_a_monitor_that_never_moves_is_an_error(untrained: SCLD, trained_for_a_moment: Callable[..., SCLD]) -> None:
+    """Trap 2 of scvi-tools: ``elbo_validation`` is 0 throughout for a module that only has a loss."""
+    with pytest.raises(ConvergenceError, match=r"'autoencode'.*'validation_loss' was exactly .* at 6 checks"):
+        trained_for_a_moment(untrained, epochs=8, plan_kwargs={"lr": 0.0})
+
+
+@pytest.mark.parametrize("stage", ["autoencode", "diffuse"])
+def test_interrupted_training_keeps_the_weights_reached(
+    stage: str, untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, calls, at_start = f"loss_{stage}", [], {}
+    loss = getattr(untrained.module, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if untrained.module.training:
+            if not calls:
+                at_start.update(copy.deepcopy(untrained.module.state_dict()))
+            calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(untrained.module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained_for_a_moment(untrained, epochs=4, batch_size=20)
+    prefix = {"autoencode": "autoencoder.", "diffuse": "denoiser."}[stage]
+    now = untrained.module.state_dict()
+    assert any(not torch.equal(now[k], v) for k, v in at_start.items() if k.startswith(prefix))
+    assert all(bool(torch.isfinite(v).all()) for v in now.values())
+    assert not untrained.module.training
+    assert all(p.requires_grad for p in untrained.module.parameters())
+    monkeypatch.undo()
+    trained_for_a_moment(untrained)
+    assert untrained.is_trained
+
+
+def test_a_stage_trains_only_what_it_names(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: dict[str, torch.Tensor] = {}
+    cache = untrained._cache_latents
+
+    def remember(streams: Any) -> Any:
+        before.update(copy.deepcopy(untrained.module.state_dict()))
+        return cache(streams)
+
+    monkeypatch.setattr(untrained, "_cache_latents", remember)
+    trained_for_a_moment(untrained)
+    after = untrained.module.state_dict()
+    moved = {k.split(".")[0] for k, v in before.items() if not torch.equal(v, after[k])}
+    assert {"denoiser", "ema_denoiser"} <= moved
+    assert "autoencoder" not in moved
+
+
+def test_moving_average_lags_behind_and_is_what_is_validated(model: SCLD) -> None:
+    raw, smooth = (dict(m.named_parameters()) for m in (model.module.denoiser, model.module.ema_denoiser))
+    assert raw.keys() == smooth.keys()
+    assert any(not torch.equal(raw[k], smooth[k]) for k in raw)
+    best = float(model.history_["diffuse/validation_loss"].min().iloc[0])
+    assert best <= float(model.history_["diffuse/validation_loss"].iloc[0, 0])
+
+
+def test_best_iterate_is_restored(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, torch.Tensor]] = []
+    original = StagePlan.on_validation_epoch_end
+    weight = [k for k in untrained.module.denoiser.state_dict() if k.endswith("weight")][-1]
+
+    def spy(plan: StagePlan) -> None:
+        if plan.stage.name == "diffuse":
+            sums = plan._sums["validation"]
+            seen.append((float(sums["loss"] / sums["n"]), plan.module.denoiser.state_dict()[weight].clone()))
+        original(plan)
+
+    monkeypatch.setattr(StagePlan, "on_validation_epoch_end", spy)
+    trained_for_a_moment(untrained, max_epochs={"autoencode": 1, "diffuse": 6}, plan_kwargs={"lr": 0.03})
+    losses = [v for v, _ in seen]
+    assert len(losses) == 6
+    best = int(np.argmin(losses))
+    assert torch.equal(untrained.module.denoiser.state_dict()[weight], seen[best][1])
