@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import cellsmith
 from cellsmith._errors import CellsmithError
@@ -39,16 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellsmith.demo import run_demo
 
     try:
-        run_demo(arguments.out, seed=arguments.seed, quick=arguments.quick, say=_say)
+        run_demo(arguments.out, seed=arguments.seed, quick=arguments.quick, say=_writer(sys.stdout))
     except (CellsmithError, OSError) as error:
         sys.stderr.write(f"cellsmith demo: {error}\n")
         return 1
     return 0
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _writer(stream: TextIO) -> Callable[[str], None]:
+    """Bind the stream now: the demo redirects ``sys.stdout`` while the trainers talk."""
+
+    def say(line: str) -> None:
+        stream.write(line + "\n")
+        stream.flush()
+
+    return say
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,12 +5,13 @@ A further method adds one file with a function ``section(context) -> Section`` a
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,10 +58,13 @@ def run_demo(
             say(f"[{time.perf_counter() - start:5.0f} s] {line}")
 
     sections = []
-    with _quiet():
+    with _quiet() as caught:
         for number, make in enumerate(SECTIONS, start=1):
             tell(f"part {number} of {len(SECTIONS)}")
             sections.append(make(Context(out=folder, seed=seed, quick=quick, say=tell)))
+    notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, CellsmithWarning)))
+    for note in notes:
+        tell(f"note: {note}")
     for section in sections:
         if section.summary is not None and say is not None:
             say("\n" + text_table(section.summary) + "\n")
@@ -69,7 +73,8 @@ def run_demo(
         lead="Everything on this page was computed on this machine a moment ago, from a real experiment that travels "
         "with the package. You need not read any code to follow it.",
         sections=sections,
-        provenance=_provenance(seed, quick=quick, seconds=time.perf_counter() - start),
+        provenance=_provenance(seed, quick=quick, seconds=time.perf_counter() - start)
+        | ({"Notes of the run": " ".join(notes)} if notes else {}),
     )
     path = write(report, folder / "report.html")
     tell(f"done: {path}")
@@ -101,20 +106,17 @@ def text_table(table: Table) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the trainers' banners and third-party warnings; our own warnings stay visible."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "pytorch_lightning", "scvi")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Silence the trainers' banners; collect warnings, of which ours are shown at the end."""
+    before = logging.root.manager.disable
+    # Not by the names of the loggers: importing Lightning sets their levels again.
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("default", CellsmithWarning)
-            yield
+        with warnings.catch_warnings(record=True) as caught, redirect_stdout(io.StringIO()):
+            warnings.simplefilter("always")
+            yield caught
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _provenance(seed: int, *, quick: bool, seconds: float) -> dict[str, str]:

@@ -164,4 +164,4 @@ def scvi_redraw(train: ad.AnnData, seed: int, *, max_epochs: int | None = None) 
     counts = sparse.csr_matrix(drawn.to_scipy_sparse() if hasattr(drawn, "to_scipy_sparse") else drawn)
     out = ad.AnnData(counts.astype(np.float32), obs=data.obs[["cell_type", "condition"]].copy(), var=data.var.copy())
     out.obs_names = [f"redraw_{i}" for i in range(out.n_obs)]
-    return out, len(model.history["elbo_train"]) if model.history else 0
+    return out, int(model.trainer.current_epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -23,6 +23,8 @@ __all__ = [
     "response_scatter",
     "shared_map",
     "slope",
+    "strongest",
+    "values_of",
 ]
 
 RESPONSE_GENES = ("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1", "ISG20", "LY6E", "CXCL10", "CCL8")
@@ -51,7 +53,9 @@ def log_normalised(adata: ad.AnnData) -> sparse.csr_matrix:
     return sparse.csr_matrix(x.log1p())
 
 
-def shared_map(real: ad.AnnData, synthetic: ad.AnnData, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def shared_map(
+    real: ad.AnnData, synthetic: ad.AnnData, *, seed: int, quick: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Place real and synthetic cells on one map.
 
     Parameters
@@ -60,16 +64,21 @@ def shared_map(real: ad.AnnData, synthetic: ad.AnnData, *, seed: int) -> tuple[n
         Counts of the same genes.
     seed
         Integer.
+    quick
+        True: the first two principal components, because compiling UMAP takes longer than the rest of a quick run.
 
     Returns
     -------
     Two arrays of coordinates, shape ``(cells, 2)``, no unit: UMAP of 30 principal components of both together.
     """
-    import umap
     from sklearn.decomposition import PCA
 
     both = sparse.vstack([log_normalised(real), log_normalised(synthetic)]).toarray()
     scores = PCA(min(30, min(both.shape) - 1), random_state=seed, svd_solver="randomized").fit_transform(both)
+    if quick:
+        return scores[: real.n_obs, :2], scores[real.n_obs :, :2]
+    import umap
+
     place = umap.UMAP(n_neighbors=20, min_dist=0.35, random_state=seed, n_jobs=1).fit_transform(scores)
     return place[: real.n_obs], place[real.n_obs :]
 
@@ -156,6 +165,31 @@ def slope(real: np.ndarray, other: np.ndarray) -> float:
     return float((real * other).sum() / (real**2).sum())
 
 
+def strongest(chosen: pd.DataFrame, tables: Sequence[pd.DataFrame], *, n_genes: int = 50) -> dict[str, pd.Index]:
+    """Name the genes of every type that respond most.
+
+    Parameters
+    ----------
+    chosen
+        Fold changes, types x genes, that choose.
+    tables
+        Fold changes that must have the type too.
+    n_genes
+        Genes a type.
+
+    Returns
+    -------
+    Type -> genes, strongest first.
+    """
+    types = sorted(set.intersection(*(set(table.index) for table in (chosen, *tables))))
+    return {name: chosen.loc[name].abs().nlargest(n_genes).index for name in types}
+
+
+def values_of(table: pd.DataFrame, genes: Mapping[str, pd.Index]) -> np.ndarray:
+    """Collect the fold changes of ``genes`` (type -> names) from ``table``, shape ``(sum of genes,)``."""
+    return np.concatenate([table.loc[name, index].to_numpy() for name, index in genes.items()])
+
+
 def response_heatmap(changes: Mapping[str, pd.DataFrame], *, genes: tuple[str, ...] = RESPONSE_GENES) -> Figure:
     """Draw the response of known genes in every type, one panel for each group of cells.
 
@@ -199,21 +233,19 @@ def response_heatmap(changes: Mapping[str, pd.DataFrame], *, genes: tuple[str, .
 
 
 def response_scatter(
-    changes: Mapping[str, pd.DataFrame], *, reference: pd.DataFrame, chosen: pd.DataFrame, n_genes: int = 50
+    changes: Mapping[str, pd.DataFrame], *, reference: pd.DataFrame, chosen: pd.DataFrame
 ) -> tuple[Figure, dict[str, float]]:
     """Draw fold changes of several groups of cells against those of unseen real cells.
 
     Parameters
     ----------
     changes
-        Title -> fold changes of a group of cells.
+        Title -> fold changes of a group of cells; at most one panel for each.
     reference
         Fold changes of the unseen real cells.
     chosen
-        Fold changes of the training cells; the ``n_genes`` strongest of every type are shown, so that neither the
+        Fold changes of the training cells; the 50 strongest of every type are shown, so that neither the
         reference nor a generator chooses the genes.
-    n_genes
-        Genes a type.
 
     Returns
     -------
@@ -221,30 +253,24 @@ def response_scatter(
     """
     import matplotlib.pyplot as plt
 
-    tables = [reference, chosen, *changes.values()]
-    types = sorted(set.intersection(*(set(table.index) for table in tables)))
-    genes = {name: chosen.loc[name].abs().nlargest(n_genes).index for name in types}
-    x = np.concatenate([reference.loc[name, genes[name]].to_numpy() for name in types])
+    genes = strongest(chosen, [reference, *changes.values()])
+    x = values_of(reference, genes)
     limit = 1.05 * np.abs(x).max()
-    figure, axes = plt.subplots(1, len(changes), figsize=(4.1 * len(changes), 4.3), sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(changes), figsize=(4.1 * len(changes), 4.3), sharex=True, sharey=True, squeeze=False
+    )
     slopes = {}
-    for axis, (title, table) in zip(np.atleast_1d(axes), changes.items(), strict=True):
-        for name, colour in zip(types, PALETTE, strict=False):
+    for axis, (title, table) in zip(axes[0], changes.items(), strict=True):
+        for (name, index), colour in zip(genes.items(), PALETTE, strict=False):
             axis.scatter(
-                reference.loc[name, genes[name]],
-                table.loc[name, genes[name]],
-                s=9,
-                color=colour,
-                label=name,
-                linewidths=0,
+                reference.loc[name, index], table.loc[name, index], s=9, color=colour, label=name, linewidths=0
             )
-        y = np.concatenate([table.loc[name, genes[name]].to_numpy() for name in types])
-        slopes[title] = slope(x, y)
+        slopes[title] = slope(x, values_of(table, genes))
         axis.axline((0, 0), slope=1, color="#999999", lw=1, ls="--")
         axis.axline((0, 0), slope=slopes[title], color="black", lw=1.3)
         axis.set(title=f"{title}\nslope {slopes[title]:.2f}", xlim=(-limit, limit), ylim=(-limit, limit))
         axis.set_xlabel("unseen real cells, log2 fold change")
-    np.atleast_1d(axes)[0].set_ylabel("this group, log2 fold change")
-    np.atleast_1d(axes)[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=2)
+    axes[0, 0].set_ylabel("this group, log2 fold change")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=2)
     figure.tight_layout()
     return figure, slopes

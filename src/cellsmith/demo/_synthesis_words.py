@@ -10,7 +10,7 @@ from cellsmith.demo._report import Cell, Table
 if TYPE_CHECKING:
     from cellsmith.metrics import PrivacyReport, SyntheticReport
 
-__all__ = ["CODE", "GLOSSARY", "LIMITS", "PRIVACY", "SHOWN", "privacy_table", "score_table"]
+__all__ = ["CODE", "GLOSSARY", "LIMITS", "PRIVACY", "SHOWN", "privacy_table", "score_table", "type_table"]
 
 SHOWN: dict[str, tuple[str, str]] = {
     "rf_auc_pca": ("A classifier tells them from real cells, overall pattern", "0.5 (it guesses)"),
@@ -147,6 +147,40 @@ def score_table(reports: Mapping[str, SyntheticReport]) -> Table:
         note="**Other unseen real cells** is the control: what real cells score in the place of generated ones. Green "
         "lies inside the range that we accept, red outside; where no colour is shown there is no fixed range. The "
         "ranges follow the control, and were set on another data set before this one was looked at.",
+    )
+
+
+def type_table(report: SyntheticReport, n_train: Mapping[str, int]) -> Table:
+    """Show type by type how well a generator did, and how many examples it had.
+
+    Parameters
+    ----------
+    report
+        Of the generator.
+    n_train
+        Type -> number of training cells.
+
+    Returns
+    -------
+    One row a type, most frequent first.
+    """
+    frame = report.per_label.set_index("label")
+    order = sorted(frame.index, key=lambda name: -int(n_train[name]))
+    columns = ("fidelity", "fidelity_control", "lfc_slope", "lfc_slope_control")
+    return Table(
+        "Type by type",
+        [
+            "",
+            "training cells",
+            "recognised, generated",
+            "recognised, real",
+            "marker strength, generated",
+            "marker strength, real",
+        ],
+        [[name, str(int(n_train[name])), *(_number(float(frame.loc[name, c])) for c in columns)] for name in order],
+        note="Recognised: the share that a classifier, trained on real cells, calls by the right name. Marker "
+        "strength: the slope of the type's marker genes, 1 is ideal. Types with few training cells, and types with a "
+        "close relative, are the hard ones, also for real cells.",
     )
 
 
