@@ -245,6 +245,37 @@ def test_default_bands_follow_the_control():
     assert usual.at(0.98, 1.0) == (0.975, np.inf)
     # Where real data of the same kind do worse than the fixed limit, the limit keeps its distance from them.
     assert usual.at(0.90, 1.0)[0] == pytest.approx(0.888)
+    # A range for a number that is chance alone follows the law of chance below the 1,000 cells it was set for.
+    chance = Band(low=0.44, high=0.56, null=0.5)
+    assert chance.at(0.5, 0.5, 4000) == (0.44, 0.56)
+    assert chance.at(0.5, 0.5, 250) == pytest.approx((0.38, 0.62))
+
+
+def test_ranges_for_a_thousand_cells_are_the_published_ones():
+    expected = {
+        "gg_correlation": (0.975, np.inf),
+        "mmd": (-np.inf, 0.006),
+        "w2": (-np.inf, 1.2 * 8.2),
+        "w2_per_type": (-np.inf, 1.1 * 8.2),
+        "ilisi": (0.92, np.inf),
+        "one_nn": (-np.inf, 0.63),
+        "rf_auc_pca": (-np.inf, 0.62),
+        "rf_auc_genes": (-np.inf, 0.64),
+        "precision": (0.74, np.inf),
+        "coverage": (0.78, np.inf),
+        "label_fidelity": (0.85, 0.95),
+        "tstr_ratio": (0.96, np.inf),
+        "lfc_slope": (0.93, 1.07),
+        "de_overlap": (0.80, np.inf),
+        "zero_fraction_mae": (-np.inf, 0.015),
+        "ks_library": (-np.inf, 0.07),
+        "ks_genes_detected": (-np.inf, 0.07),
+    }
+    judged = {name: metric.band for name, metric in METRICS.items() if metric.band is not None}
+    assert set(judged) == set(expected)
+    for name, band in judged.items():
+        control = 8.2 if name.startswith("w2") else band.usual
+        assert band.at(control, 0.9, 1000) == pytest.approx(expected[name]), name
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,24 @@ class Band:
         the range was set. When the control of a run lies outside the range, the
         range follows it and keeps its distance from `usual`: two halves of real
         data must never fail.
+    null
+        Value without any difference, for metrics whose value under pure chance spreads as 1 / sqrt(cells). The ranges
+        were set for 1,000 cells; below, the ends move away from `null` by sqrt(1,000 / cells).
     """
 
     low: float | None = None
     high: float | None = None
     relative: str | None = None
     usual: float | None = None
+    null: float | None = None
 
-    def at(self, control: float, ideal: float) -> tuple[float, float]:
+    def at(self, control: float, ideal: float, n_cells: int = 1000) -> tuple[float, float]:
         """Return the ends as numbers of the metric; -inf, inf or NaN (unknown) where there is none."""
         low = -np.inf if self.low is None else self.low
         high = np.inf if self.high is None else self.high
+        if self.null is not None and n_cells < 1000:
+            growth = float(np.sqrt(1000 / max(n_cells, 1)))
+            low, high = self.null + growth * (low - self.null), self.null + growth * (high - self.null)
         if self.relative == "ratio":
             return low * control, high * control
         if self.relative == "difference":
@@ -91,8 +98,8 @@ METRICS: Mapping[str, Metric] = {
     "lfc_slope": Metric(1.0, Band(low=0.93, high=1.07, usual=1.0), "labels"),
     "de_overlap": Metric(None, Band(low=0.80, usual=0.85), "labels"),
     "zero_fraction_mae": Metric(None, Band(high=0.015, usual=0.008), "counts"),
-    "ks_library": Metric(None, Band(high=0.07, usual=0.03), "counts"),
-    "ks_genes_detected": Metric(None, Band(high=0.07, usual=0.03), "counts"),
+    "ks_library": Metric(None, Band(high=0.07, usual=0.03, null=0.0), "counts"),
+    "ks_genes_detected": Metric(None, Band(high=0.07, usual=0.03, null=0.0), "counts"),
     "mean_variance": Metric(None, None, "counts"),
     "composition": Metric(None, None, "labels"),
     "composition_batch": Metric(None, None, "batches"),
@@ -117,9 +124,9 @@ SYMMETRIC = (
 """Metrics that depend on the choice of components or genes, hence shown with the symmetric choice too."""
 
 PRIVACY_METRICS: Mapping[str, Metric] = {
-    "nearest_share": Metric(0.5, Band(low=0.44, high=0.56)),
+    "nearest_share": Metric(0.5, Band(low=0.44, high=0.56, usual=0.498, null=0.5)),
     "exact_copies": Metric(0.0, Band(high=0.0, usual=0.0)),
-    "membership_auc": Metric(0.5, Band(high=0.55)),
+    "membership_auc": Metric(0.5, Band(high=0.55, null=0.5)),
     "membership_auc_donor": Metric(0.5),
     "distance_ratio": Metric(None),
 }
@@ -127,7 +134,7 @@ PRIVACY_METRICS: Mapping[str, Metric] = {
 
 
 def bounds_of(
-    name: str, metric: Metric, *, control: float, ideal: float, bands: Mapping[str, object] | None
+    name: str, metric: Metric, *, control: float, ideal: float, n_cells: int, bands: Mapping[str, object] | None
 ) -> tuple[float, float] | None:
     """Return the range of a metric in this run, None where it is not judged.
 
@@ -139,6 +146,8 @@ def bounds_of(
         Its value for real against real.
     ideal
         Its ideal value in this run.
+    n_cells
+        Cells a side.
     bands
         Ranges given by the user: metric -> (low, high), either may be None, or None for "do not judge".
     """
@@ -150,7 +159,7 @@ def bounds_of(
             msg = f"`bands[{name!r}]` is {given!r}; expected a pair (low, high), None for an open end."
             raise SetupError(msg)
         return Band(*given).at(control, ideal)
-    return None if metric.band is None else metric.band.at(control, ideal)
+    return None if metric.band is None else metric.band.at(control, ideal, n_cells)
 
 
 def check_bands(bands: Mapping[str, object] | None, valid: Mapping[str, Metric]) -> None:

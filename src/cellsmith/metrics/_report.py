@@ -24,6 +24,7 @@ def score_table(
     controls: Mapping[str, float],
     metrics: Mapping[str, Metric],
     *,
+    n_cells: int,
     ideals: Mapping[str, float],
     bands: Mapping[str, object] | None,
 ) -> tuple[pd.DataFrame, dict[str, tuple[float, float]]]:
@@ -35,6 +36,8 @@ def score_table(
         Metric -> value of the synthetic cells, and of real cells in their place.
     metrics
         Definitions; a metric that is not in it (a symmetric version) is shown and not judged.
+    n_cells
+        Cells a side.
     ideals
         Ideal values that only this run knows; they replace those of `metrics`.
     bands
@@ -49,7 +52,9 @@ def score_table(
         base = metrics.get(name.removesuffix("_symmetric"), Metric(None))
         control = controls.get(name, float("nan"))
         ideal = ideals.get(name, control if base.ideal is None else base.ideal)
-        bounds = bounds_of(name, metrics.get(name, Metric(None)), control=control, ideal=ideal, bands=bands)
+        bounds = bounds_of(
+            name, metrics.get(name, Metric(None)), control=control, ideal=ideal, n_cells=n_cells, bands=bands
+        )
         if bounds is not None:
             used[name] = bounds
         rows.append((name, value, control, value - control, ideal, describe(bounds), judge(value, bounds)))

@@ -228,7 +228,9 @@ def privacy_report(
         members, others, points, donor_key=donor_key, n_components=n_components, streams=streams
     )
     ordered = {name: values[name] for name in PRIVACY_METRICS if name in values}
-    table, bounds = score_table(ordered, controls, PRIVACY_METRICS, ideals={}, bands=None)
+    table, bounds = score_table(
+        ordered, controls, PRIVACY_METRICS, n_cells=min(len(found.inside), points.n), ideals={}, bands=None
+    )
     copied = per_cell["exact_copy"].to_numpy()
     return PrivacyReport(
         table=table,

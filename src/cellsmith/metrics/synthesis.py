@@ -341,7 +341,9 @@ def _assemble(
     names = [n for n in METRICS if n in base.wanted]
     names += [f"{n}_symmetric" for n in SYMMETRIC if f"{n}_symmetric" in values["synthetic"]]
     ordered = {n: values["synthetic"].get(n, float("nan")) for n in names}
-    table, bounds = score_table(ordered, values["control"], METRICS, ideals=ideals, bands=bands)
+    table, bounds = score_table(
+        ordered, values["control"], METRICS, n_cells=base.reference.n, ideals=ideals, bands=bands
+    )
     per_label = pd.DataFrame({"label": []})
     if base.labels_key is not None:
         everyone = {"reference": base.reference, **sides}
