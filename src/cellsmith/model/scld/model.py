@@ -25,6 +25,9 @@ from cellsmith.model.scld.training import TrainingMixin
 
 __all__ = ["SCLD"]
 
+# With 400 epochs a few thousand cells stop early, at a learning rate that never fell: held-out cells are then less
+# likely (607.3 nats a cell) than after 120 epochs that anneal fully (606.3), in a third of the time.
+MAX_EPOCHS = 120
 CHOICES = {
     "gene_likelihood": ("nb", "zinb"),
     "dispersion": ("gene", "gene-batch", "gene-label"),
@@ -364,7 +367,7 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
     def stages(self) -> tuple[Stage, ...]:
         """Return ``autoencode``, ``calibrate``, ``diffuse`` and, on request, ``guide``."""
         kwargs = self._module_kwargs
-        n_epochs = get_max_epochs_heuristic(self._n_obs)
+        n_epochs = min(MAX_EPOCHS, get_max_epochs_heuristic(self._n_obs))
         own = self._source is None
         trains = (
             ("autoencoder.decoder", "autoencoder.log_theta") if kwargs["use_rep"] else ("autoencoder", "classifier")
