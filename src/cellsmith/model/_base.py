@@ -99,8 +99,8 @@ class CellModel(BaseModelClass):
         """Return the stages of training."""
 
     @abstractmethod
-    def results(self) -> _record.Result:
-        """Return what :meth:`write` puts into an AnnData."""
+    def results(self, adata: Any = None) -> _record.Result:
+        """Return what :meth:`write` puts into an AnnData: of its cells, or of the training cells."""
 
     @abstractmethod
     def _new_module(self) -> torch.nn.Module:
@@ -180,22 +180,22 @@ class CellModel(BaseModelClass):
             "shuffle_set_split": shuffle_set_split,
             **(datasplitter_kwargs or {}),
         }
-        self.seed_ = resolve_seed(seed)
-        self.notes_ = []
-        streams = Streams(self.seed_)
-        was_trained, self.is_trained_ = self.is_trained_, False
-        if not was_trained:
-            self.history_ = {}
-            with isolated(streams.integer("init")):
-                self._draw_weights()
+        # Everything that may refuse an argument comes first: a trained model then stays as it was.
+        streams = Streams(resolve_seed(seed))
         stages = stage_lengths(self.stages(), max_epochs)
         stages = apply_plan_kwargs(stages, {**(plan_config or {}), **(plan_kwargs or {})})
         if batch_size is not None:
             stages = tuple(replace(s, batch_size=batch_size) if s.batches == "cells" else s for s in stages)
         self._datamodule, self._reader = datamodule, None
         if datamodule is None:
-            self._reader = CellReader(self.adata_manager, sparse_counts=load_sparse_tensor)
             self._split = self._draw_split(streams, split_args)
+            self._reader = CellReader(self.adata_manager, sparse_counts=load_sparse_tensor)
+        self.seed_, self.notes_ = streams.seed, []
+        was_trained, self.is_trained_ = self.is_trained_, False
+        if not was_trained:
+            self.history_ = {}
+            with isolated(streams.integer("init")):
+                self._draw_weights()
         self._runner_kwargs = {
             "accelerator": accelerator,
             "devices": devices,
@@ -324,7 +324,7 @@ class CellModel(BaseModelClass):
         target = self.adata if adata is None else adata
         if hasattr(target, "mod"):
             target = target.mod[self._count_modality]
-        result = self.results() if result is None else result
+        result = self.results(adata) if result is None else result
         _record.write(target, key_added or self._method, result, overwrite=overwrite)
 
     def _provenance(self, *, inputs: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class _Row(_View):
 
 def _theta(log_theta: Tensor, kind: str) -> np.ndarray:
     pooled = log_theta[0] if kind == "gene" else log_theta.mean(dim=0)
-    return pooled.exp().double().cpu().numpy()
+    return pooled.exp().cpu().double().numpy()
 
 
 def _group(tensors: Mapping[str, Tensor], kind: str) -> Tensor:

@@ -319,13 +319,13 @@ def decode_counts(
     for rows in row_chunks(len(z), CHUNK, description="Decoding"):
         given = {k: v[rows].to(module.device) for k, v in covariates.items()}
         decoded = module.decode(z[rows].to(module.device), given)
-        rho, library = decoded.rho.double().cpu().numpy(), totals[rows]
+        rho, library = decoded.rho.cpu().double().numpy(), totals[rows]
         if output != "counts":
             scale = library[:, None] if output == "mean" else 1.0
             parts.append((rho * scale).astype(np.float32))
             continue
-        theta = decoded.theta.double().cpu().numpy()
-        zeros = None if decoded.dropout_logits is None else decoded.dropout_logits.double().cpu().numpy()
+        theta = decoded.theta.cpu().double().numpy()
+        zeros = None if decoded.dropout_logits is None else decoded.dropout_logits.cpu().double().numpy()
         generator = streams.numpy("sample", rows.start // CHUNK, 2)
         parts.append(draw(rho, theta, library, dropout_logits=zeros, generator=generator))
     return sparse.vstack(parts, format="csr") if output == "counts" else np.concatenate(parts)

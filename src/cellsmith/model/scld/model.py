@@ -426,13 +426,13 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
     def _rows(self) -> TrainingRows:
         return TrainingRows(**self.training_rows_)
 
-    def results(self) -> _record.Result:
-        """Return latents and log densities of the training cells, and the block of ``.uns``."""
+    def results(self, adata: Any = None) -> _record.Result:
+        """Return latents and log densities of cells (None: of training), and the block of ``.uns``."""
         self._require_trained("results")
         return _record.Result(
             method="scld",
-            obs={"{k}_log_density": self.get_log_density()},
-            obsm={"X_{k}": self.get_latent_representation()},
+            obs={"{k}_log_density": self.get_log_density(adata)},
+            obsm={"X_{k}": self.get_latent_representation(adata)},
             uns=self._block(params={}),
         )
 

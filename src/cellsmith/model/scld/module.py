@@ -181,7 +181,8 @@ class SCLDModule(BaseModuleClass):
     def _classification(self, z: Tensor, labels: Tensor) -> Tensor:
         known = labels < self.n_labels
         if not bool(known.any()):
-            return z.sum() * 0.0
+            # Every parameter takes part in every loss, or several processes could not agree on their gradients.
+            return self.classifier(z).sum() * 0.0
         return cross_entropy(self.classifier(z[known]), labels[known])
 
     def loss_diffuse(

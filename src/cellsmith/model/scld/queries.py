@@ -283,7 +283,7 @@ class GenerationMixin:
             rows,
             library_size=library_size,
             library_model=module.library_model,
-            log_library=None if log_library is None else log_library.double().cpu().numpy(),
+            log_library=None if log_library is None else log_library.cpu().double().numpy(),
             n_cats=covariates.n_cats,
             batch=batch,
             batch_codes=None if batch is None else codes[:, batch],
