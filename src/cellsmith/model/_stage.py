@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
 from scvi.train import Trainer, TrainRunner
 
-from cellsmith._errors import ConvergenceError, SetupError, nearest
+from cellsmith._errors import CellsmithWarning, ConvergenceError, SetupError, nearest
 
 __all__ = ["Optim", "Ramp", "Stage", "StagePlan", "StageRunner", "apply_plan_kwargs", "stage_lengths"]
 
@@ -194,6 +196,7 @@ class StagePlan(LightningModule):
             raise ConvergenceError(f"Stage {stage.name!r} trains {stage.trains}, but no parameter has such a name.")
         self._trained = names
         self._averaged = stage.plan.average
+        self.history_elsewhere: dict[str, list[float]] = {}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW with one group a learning-rate factor, and the schedule by step."""
@@ -226,12 +229,26 @@ class StagePlan(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """Freeze what the stage does not train; Lightning leaves a module in the mode it finds it in."""
-        self.module.train()
+    def setup(self, stage: str) -> None:
+        """Freeze what the stage does not train, before the parameters are handed to several processes."""
         trained = set(self._trained)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in trained)
+
+    def on_fit_start(self) -> None:
+        """Switch to training mode; Lightning leaves a module in the mode it finds it in."""
+        self.module.train()
+
+    def get_extra_state(self) -> dict[str, list[float]]:
+        """Return the history, so that it travels home with the weights from another process."""
+        logged = getattr(getattr(self._trainer, "logger", None), "history", None)
+        # Every rank but the first has a logger that answers anything with a function.
+        logged = logged if isinstance(logged, Mapping) else {}
+        return {name: [float(v) for v in table.iloc[:, 0]] for name, table in logged.items()}
+
+    def set_extra_state(self, state: dict[str, list[float]]) -> None:
+        """Keep a history that came from another process."""
+        self.history_elsewhere = state
 
     def _weights(self, *, training: bool) -> dict[str, float]:
         n = self.trainer.max_epochs or 1
@@ -356,6 +373,7 @@ class StageRunner(TrainRunner):
         talk = logging.getLogger("lightning.pytorch.utilities.rank_zero")
         level = talk.level
         talk.setLevel(logging.WARNING)
+        self._stop_early_only_alone()
         try:
             self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
         except SystemExit as error:
@@ -374,6 +392,17 @@ class StageRunner(TrainRunner):
             self.model.to_device(self.device)
         self.model.trainer = self.trainer
 
+    def _stop_early_only_alone(self) -> None:
+        """Take early stopping out where several processes train: each would stop at an epoch of its own."""
+        stopping = [c for c in self.trainer.callbacks if isinstance(c, EarlyStopping)]
+        if stopping and self.trainer.world_size > 1:
+            self.trainer.callbacks = [c for c in self.trainer.callbacks if c not in stopping]
+            self.model._note(
+                f"Stage {self.training_plan.stage.name!r} runs on {self.trainer.world_size} processes, where early "
+                "stopping is off; the best weights are kept all the same.",
+                CellsmithWarning,
+            )
+
     def _update_history(self) -> None:
         if self.model.history_ is None:
             self.model.history_ = {}
@@ -381,5 +410,8 @@ class StageRunner(TrainRunner):
             return
         logged = getattr(self.trainer.logger, "history", None) or {}
         stage = self.training_plan.stage.name
+        for metric, values in self.training_plan.history_elsewhere.items():
+            table = pd.DataFrame({metric: values}, index=pd.RangeIndex(len(values), name="epoch"))
+            self.model.history_[f"{stage}/{metric}"] = table
         for metric, table in logged.items():
             self.model.history_[f"{stage}/{metric}"] = table.copy()

@@ -96,11 +96,12 @@ class TrainingMixin:
                 if value:
                     target = getattr(module, f"{name}_{buffer}")
                     target.copy_(torch.stack(value).reshape(target.shape))
+        # Copies: a spawned process moves the tensors to shared memory and leaves their arrays dangling.
         self.training_rows_ = {
             "codes": table["codes"].numpy().astype(np.int32),
-            "continuous": table["continuous"].numpy(),
-            "log_library": table["log_library"].numpy(),
-            "log_total": log_total.numpy(),
+            "continuous": table["continuous"].numpy().copy(),
+            "log_library": table["log_library"].numpy().copy(),
+            "log_total": log_total.numpy().copy(),
         }
         return table
 
