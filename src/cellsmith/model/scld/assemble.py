@@ -53,7 +53,7 @@ def covariate_columns(
         columns[name] = pd.Categorical.from_codes(codes, categories=covariates.categories[k])
     for j, name in enumerate(covariates.continuous):
         columns[name] = np.where(request.continuous_known, request.continuous[:, j], np.nan)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, index=pd.RangeIndex(request.n))
 
 
 def new_cells(model: Any, x: Any, obs: pd.DataFrame, *, prefix: str = "scld") -> AnnData:

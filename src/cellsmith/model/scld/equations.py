@@ -187,6 +187,21 @@ DEVIATIONS = (
         "tests/model/scld/test_train.py::test_refit_guard_rejects_a_failed_fit",
     ),
     Deviation(
+        "sampler heun",
+        "not stated",
+        "the trapezoid averages the denoised estimates D at both ends of a step, that is Heun for "
+        "d(y/sigma)/d(1/sigma) = D (E18)",
+        "the same rule on dy/dsigma has the same order, but at 10 steps it gives several times the variance",
+        "tests/theory/test_diffusion.py::test_default_lengths_reach_the_mixture",
+    ),
+    Deviation(
+        "log density",
+        "not stated",
+        "the ODE of E22 is solved in x = y / sqrt(1 + sigma^2), and traces come from vector-Jacobian products",
+        "x keeps unit scale from the clean to the noisiest level; one forward pass serves all directions of the trace",
+        "tests/theory/test_diffusion.py::test_log_density_of_a_gaussian",
+    ),
+    Deviation(
         "post-guidance",
         "raises sample quality",
         "five readings under one argument (E20), none by default",
