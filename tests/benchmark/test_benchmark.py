@@ -1,0 +1,189 @@
+"""The benchmark from end to end on toy cells: tables, resuming, page, and the generators that must fail."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cellsmith
+from cellsmith._errors import SetupError
+from cellsmith.benchmark import _bars as bars
+from cellsmith.benchmark import _peers as peers
+from cellsmith.benchmark.__main__ import main
+from cellsmith.benchmark._augmentation import augmentation
+from cellsmith.benchmark._files import data_directory, split, variable_genes
+from cellsmith.benchmark._report import report
+from cellsmith.benchmark._scoring import Judge, composition_is_exact
+from cellsmith.benchmark._speed import alternate
+from cellsmith.benchmark._store import SYNTHESIS, TASKS, Store
+from cellsmith.benchmark._transfer import frequent_types
+from cellsmith.metrics import evaluate_synthetic
+
+warnings.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    adata = cellsmith.datasets.toy_counts(480, 60, n_types=3, rng=0)
+    del adata.layers["mean"]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def part(toy):
+    return split(toy, file="toy", seed=0)
+
+
+@pytest.fixture(scope="module")
+def judge(part):
+    return Judge(part)
+
+
+@pytest.fixture(scope="module")
+def table(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tables") / "synthesis.csv"
+    options = {"seeds": [0], "name": "pbmc4k_10x", "out": out, "max_epochs": 1}
+    names = [peers.CONTROL, "memoriser", "20-neighbour average", peers.POSTERIOR, "SCLD"]
+    first = cellsmith.benchmark.synthesis(toy, generators=names, **options)
+    return first, out, options, names
+
+
+def test_rows_are_tidy_and_hold_the_generators_that_must_fail(table):
+    first, out, _, names = table
+    assert list(first.columns) == list(SYNTHESIS)
+    assert set(names) <= set(first["generator"])
+    pd.testing.assert_frame_equal(pd.read_csv(out), first, check_dtype=False)
+    value = first.set_index(["generator", "metric"])["value"]
+    assert value["memoriser", "exact_copies"] == 1.0
+    assert value["memoriser", "nearest_share"] > 0.6
+    assert value["20-neighbour average", "rf_auc_genes"] > 0.95
+    assert value["20-neighbour average", "valid_counts"] == 0.0
+    assert np.isnan(value["20-neighbour average", "ks_library"])
+    assert value["SCLD", "valid_counts"] == value["SCLD", "exact_composition"] == 1.0
+    assert value[peers.POSTERIOR, "train_cpu_s"] > 0
+
+
+def test_a_second_run_repeats_nothing(table, toy):
+    first, out, options, names = table
+    before = out.read_bytes()
+    again = cellsmith.benchmark.synthesis(toy, generators=names, **options)
+    assert out.read_bytes() == before
+    assert len(again) == len(first)
+
+
+def test_page_is_written_from_the_tables(table):
+    _, out, _, _ = table
+    (out.parent / "_synthesis_notes.md").write_text("A note by hand.", encoding="utf-8")
+    store = Store(TASKS, out.parent / "synthesis_tasks.csv")
+    store.add([{"task": "pre_guidance", "file": "toy", "seed": 0, "variant": "w = 1", "metric": "w2", "value": 1.25}])
+    page = report(out.parent).read_text(encoding="utf-8")
+    assert "| memoriser |" in page
+    assert "| 20-neighbour average |" in page
+    assert "A note by hand." in page
+    assert "### pre_guidance, toy (seeds 0)" in page
+    assert "python -m cellsmith.benchmark synthesis" in page
+    assert "| W2 |" in page
+    assert "not run" in page
+
+
+def test_own_generator_runs_beside_the_others(toy, part):
+    def mine(train, n, rng):
+        return peers.memoriser(train, n, rng, keys=["cell_type"])
+
+    extra = {"mine": mine}
+    from cellsmith.benchmark._synthesis import run_split
+
+    store = Store(SYNTHESIS)
+    run_split(part, ["mine"], store=store, extra=extra)
+    assert set(store.table["generator"]) == {"mine"}
+    assert store.has(file="toy", seed=0, generator="mine", metric="w2")
+
+
+def test_scores_are_those_of_the_metrics(part, judge):
+    cells = peers.independent_nb(part.train, part.test.n_obs, np.random.default_rng(0), keys=["cell_type"])
+    ours = judge.score(cells, symmetric=True)
+    theirs = evaluate_synthetic(
+        part.test, cells, part.train, control=part.spare, labels_key="cell_type", rng=part.seed
+    ).table.set_index("metric")
+    for metric in theirs.index:
+        expected = theirs.loc[metric, ["value", "control"]].to_numpy(dtype=float)
+        np.testing.assert_allclose(ours[metric], expected, rtol=1e-9, atol=1e-12, err_msg=metric)
+
+
+def test_composition_is_exact_only_where_it_is(part):
+    rng = np.random.default_rng(0)
+    good = peers.memoriser(part.train, 100, rng, keys=["cell_type"])
+    assert composition_is_exact(part.train, good, keys=["cell_type"], n=100)
+    bad = good.copy()
+    bad.obs["cell_type"] = "type_0"
+    assert not composition_is_exact(part.train, bad, keys=["cell_type"], n=100)
+    assert not composition_is_exact(part.train, good[:90], keys=["cell_type"], n=100)
+
+
+def test_cut_is_disjoint_and_seeded(toy, part):
+    names = [set(p.obs_names) for p in (part.train, part.test, part.spare)]
+    assert sum(map(len, names)) == toy.n_obs == len(set.union(*names))
+    assert part.train.n_obs == 240
+    assert part.test.n_obs == 120
+    again = split(toy, file="toy", seed=0)
+    assert list(again.train.obs_names) == list(part.train.obs_names)
+    assert list(split(toy, file="toy", seed=1).train.obs_names) != list(part.train.obs_names)
+
+
+def test_variable_genes_find_the_planted_ones():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5.0, (300, 40)).astype(np.float32)
+    counts[:150, [3, 17]] *= 6
+    from scipy import sparse
+
+    assert variable_genes(sparse.csr_matrix(counts), 2).tolist() == [3, 17]
+
+
+def test_augmentation_compares_five_ways(part):
+    store = Store(TASKS)
+    augmentation(part, 12, store, max_epochs=1)
+    rows = store.table
+    assert set(rows["variant"]) == {"none", "oversampling", "SMOTE in components", "independent NB", "SCLD"}
+    assert rows["value"].between(0, 1).all()
+
+
+def test_frequent_types():
+    adata = cellsmith.datasets.toy_counts(900, 20, n_types=3, n_batches=2, rng=0)
+    found = frequent_types(adata, labels_key="cell_type", batch_key="batch", condition="batch_1")
+    assert found[0] == "type_0"
+    assert all((adata.obs["cell_type"][adata.obs["batch"] == "batch_1"] == t).sum() >= 100 for t in found)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "expected"),
+    [("w2", 10.0, "pass"), ("w2", 9.0, "stretch"), ("w2", 12.1, "FAIL"), ("w2", float("nan"), "-")],
+)
+def test_marks(metric, value, expected):
+    bar = next(b for b in bars.QUALITY if b.metric == metric)
+    assert bars.mark(bar, value, control=8.5, peer=10.0) == expected
+
+
+def test_alternate_counts_steps():
+    seen = []
+    ours, theirs, ratio = alternate(seen.append, lambda k: sum(range(20_000)), n_warm=2, n_steps=5)
+    assert seen == list(range(7))
+    assert ours < theirs
+    assert ratio < 1
+
+
+def test_messages(toy, tmp_path, monkeypatch, caplog):
+    with pytest.raises(SetupError, match="unknown"):
+        cellsmith.benchmark.synthesis(toy, generators=["memorizer"], seeds=[0])
+    with pytest.raises(SetupError, match="no column 'celltype'"):
+        cellsmith.benchmark.synthesis(toy, labels_key="celltype")
+    monkeypatch.delenv("CELLSMITH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SetupError, match="CELLSMITH_DATA"):
+        data_directory()
+    assert main(["synthesis", "--out", str(tmp_path)]) == 2
+    assert "benchmark data directory" in caplog.text
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert "was not run" in (tmp_path / "synthesis.md").read_text(encoding="utf-8")
