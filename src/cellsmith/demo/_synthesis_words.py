@@ -71,7 +71,7 @@ GLOSSARY = (
     ),
     (
         "Memoriser",
-        "A cheat that hands out copies of the training cells. It looks perfectly real, and must be caught by "
+        "A cheat that hands out copies of the training cells. Cell for cell it looks real, and it must be caught by "
         "the tests for copying.",
     ),
     (
