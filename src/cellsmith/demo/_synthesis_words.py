@@ -146,7 +146,7 @@ def score_table(reports: Mapping[str, SyntheticReport]) -> Table:
         _rows(SHOWN, reports),
         note="**Other unseen real cells** is the control: what real cells score in the place of generated ones. Green "
         "lies inside the range that we accept, red outside; where no colour is shown there is no fixed range. The "
-        "ranges follow the control, and were set on another data set before this one was looked at.",
+        "ranges were set on another data set and widen with the control.",
     )
 
 
