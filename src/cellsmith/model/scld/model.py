@@ -427,7 +427,17 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         return TrainingRows(**self.training_rows_)
 
     def results(self, adata: Any = None) -> _record.Result:
-        """Return latents and log densities of cells (None: of training), and the block of ``.uns``."""
+        """Return latents and log densities of cells, and the block of ``.uns``.
+
+        Parameters
+        ----------
+        adata
+            Cells; None is the training object.
+
+        Returns
+        -------
+        What :meth:`write` writes.
+        """
         self._require_trained("results")
         return _record.Result(
             method="scld",
