@@ -160,7 +160,7 @@ def test_histories_are_named_by_stage_and_metric(model: SCLD) -> None:
         assert {f"{stage}/train_loss", f"{stage}/validation_loss"} <= names
     assert {"autoencode/train_reconstruction", "autoencode/validation_kl", "diffuse/train_denoising"} <= names
     assert all("/" in n for n in names)
-    assert len(model.history_["diffuse/train_loss"]) == 6
+    assert len(model.history_["diffuse/train_loss"]) == 8
     for table in model.history_.values():
         assert np.isfinite(table.to_numpy(dtype=float)).all()
 

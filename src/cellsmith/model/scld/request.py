@@ -17,6 +17,11 @@ __all__ = ["Covariates", "Request", "TrainingRows", "request_composition", "requ
 Condition = Mapping[str, Any]
 
 
+def shown(value: Any) -> str:
+    """Return a category as a user types it: ``'NK'`` and ``3``, not ``np.str_('NK')``."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
 @dataclass(frozen=True)
 class Covariates:
     """Columns of ``.obs`` that condition the diffusion.
@@ -65,7 +70,7 @@ class Covariates:
 
     def describe(self, codes: Sequence[int]) -> str:
         """Return ``cell_type='NK', batch='1'`` of one row of codes."""
-        parts = [f"{n}={c[k]!r}" for n, c, k in zip(self.names, self.categories, codes, strict=True) if k < len(c)]
+        parts = [f"{n}={shown(c[k])}" for n, c, k in zip(self.names, self.categories, codes, strict=True) if k < len(c)]
         return ", ".join(parts) or "all unknown"
 
 
@@ -198,11 +203,11 @@ def _matching(covariates: Covariates, rows: TrainingRows, fixed: Mapping[int, in
         hits &= rows.codes[:, k] == code
     if hits.any() or not known:
         return np.flatnonzero(hits if hits.any() else np.ones_like(hits)), []
-    typed = ", ".join(f"{covariates.names[k]}={covariates.categories[k][c]!r}" for k, c in known.items())
+    typed = ", ".join(f"{covariates.names[k]}={shown(covariates.categories[k][c])}" for k, c in known.items())
     first = next(iter(known))
     note = (
         f"No training cell combines {typed}: the conditions are guided additively, and what is left free follows the "
-        f"cells with {covariates.names[first]}={covariates.categories[first][known[first]]!r}."
+        f"cells with {covariates.names[first]}={shown(covariates.categories[first][known[first]])}."
     )
     return np.flatnonzero(rows.codes[:, first] == known[first]), [note]
 
@@ -295,7 +300,7 @@ def resolve_modes(
                 category = covariates.categories[k][code]
                 if on_small == "raise":
                     raise SetupError(
-                        f"{name}={category!r} has {n_train} training cells; at least min_cells={min_cells} are needed "
+                        f"{name}={shown(category)} has {n_train} training cells; at least min_cells={min_cells} are needed "
                         "to learn a condition. Type on_small='neighbors' to perturb those cells instead, or lower "
                         "min_cells."
                     )
