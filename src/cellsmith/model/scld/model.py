@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scvi import REGISTRY_KEYS
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.model.base import RNASeqMixin, VAEMixin
 
@@ -19,7 +18,7 @@ from cellsmith.model.scld.autoencoder import ForeignAutoencoder
 from cellsmith.model.scld.editing import EditingMixin
 from cellsmith.model.scld.module import SCLDModule
 from cellsmith.model.scld.queries import GenerationMixin
-from cellsmith.model.scld.request import Covariates, TrainingRows
+from cellsmith.model.scld.request import Covariates, TrainingRows, read_covariates
 from cellsmith.model.scld.source import build_source, describe_source
 from cellsmith.model.scld.training import TrainingMixin
 
@@ -149,7 +148,7 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         self.refit_: dict[str, Any] = {"done": False}
         # Name that generated cells carry in .uns and as the prefix of their columns.
         self.key_added_ = self._method
-        self._covariates = _read_covariates(self.registry)
+        self._covariates = read_covariates(self.registry)
         rep = self.registry["field_registries"].get(REP_KEY, {}).get("summary_stats", {})
         n_rep = int(next(iter(rep.values()))) if rep else None
         if source is not None:
@@ -487,23 +486,3 @@ def _check_rep(adata: Any, use_rep: str | None) -> None:
         raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, adata.obsm)}")
     if not np.isfinite(np.asarray(adata.obsm[use_rep], dtype=float)).all():
         raise SetupError(f".obsm[{use_rep!r}] has values that are not finite. Compute it for every cell.")
-
-
-def _read_covariates(registry: Mapping[str, Any]) -> Covariates:
-    """Return the registered covariates in the order of the module: batch, labels, further ones."""
-    fields, names, categories = registry["field_registries"], [], []
-    place: dict[str, int | None] = {"batch": None, "labels": None}
-    for what in ("batch", "labels"):
-        state = fields[what]["state_registry"]
-        if state["original_key"] != f"_scvi_{what}":
-            place[what] = len(names)
-            names.append(state["original_key"])
-            categories.append(np.asarray(state["categorical_mapping"]))
-    extra = fields.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
-    for key in extra.get("field_keys", ()):
-        names.append(key)
-        categories.append(np.asarray(extra["mappings"][key]))
-    continuous = fields.get(REGISTRY_KEYS.CONT_COVS_KEY, {}).get("state_registry", {}).get("columns", ())
-    return Covariates(
-        tuple(names), tuple(categories), tuple(str(c) for c in continuous), batch=place["batch"], labels=place["labels"]
-    )

@@ -12,7 +12,7 @@ import pandas as pd
 from cellsmith._errors import SetupError, nearest
 from cellsmith.math.counts import largest_remainder
 
-__all__ = ["Covariates", "Request", "TrainingRows", "request_composition", "request_rows"]
+__all__ = ["Covariates", "Request", "TrainingRows", "read_covariates", "request_composition", "request_rows"]
 
 Condition = Mapping[str, Any]
 
@@ -72,6 +72,32 @@ class Covariates:
         """Return ``cell_type='NK', batch='1'`` of one row of codes."""
         parts = [f"{n}={shown(c[k])}" for n, c, k in zip(self.names, self.categories, codes, strict=True) if k < len(c)]
         return ", ".join(parts) or "all unknown"
+
+
+def read_covariates(registry: Mapping[str, Any]) -> Covariates:
+    """Return the registered covariates in the order of the module: batch, labels, further ones.
+
+    Parameters
+    ----------
+    registry
+        Registry of scvi-tools, as :meth:`SCLD.setup_anndata` leaves it.
+    """
+    fields, names, categories = registry["field_registries"], [], []
+    place: dict[str, int | None] = {"batch": None, "labels": None}
+    for what in ("batch", "labels"):
+        state = fields[what]["state_registry"]
+        if state["original_key"] != f"_scvi_{what}":
+            place[what] = len(names)
+            names.append(state["original_key"])
+            categories.append(np.asarray(state["categorical_mapping"]))
+    extra = fields.get("extra_categorical_covs", {}).get("state_registry", {})
+    for key in extra.get("field_keys", ()):
+        names.append(key)
+        categories.append(np.asarray(extra["mappings"][key]))
+    continuous = fields.get("extra_continuous_covs", {}).get("state_registry", {}).get("columns", ())
+    return Covariates(
+        tuple(names), tuple(categories), tuple(str(c) for c in continuous), batch=place["batch"], labels=place["labels"]
+    )
 
 
 @dataclass(frozen=True)
@@ -300,9 +326,9 @@ def resolve_modes(
                 category = covariates.categories[k][code]
                 if on_small == "raise":
                     raise SetupError(
-                        f"{name}={shown(category)} has {n_train} training cells; at least min_cells={min_cells} are needed "
-                        "to learn a condition. Type on_small='neighbors' to perturb those cells instead, or lower "
-                        "min_cells."
+                        f"{name}={shown(category)} has {n_train} training cells; at least min_cells={min_cells} are "
+                        "needed to learn a condition. Type on_small='neighbors' to perturb those cells instead, or "
+                        "lower min_cells."
                     )
                 fallback |= request.codes[:, k] == code
     unseen, n_unseen = _rare_combinations(request, covariates, rows, min_cells)
