@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cellsmith import _keys
+from cellsmith._errors import SetupError
 from cellsmith.tl._door import open_door
 
 if TYPE_CHECKING:
@@ -73,6 +75,10 @@ def scld(
     """
     from cellsmith.model import SCLD
 
+    # Before the minutes of training, not after them.
+    _keys.validate(key_added)
+    if "n_cells" in generate_kwargs:
+        raise SetupError("generate_kwargs names 'n_cells', which this function takes itself. Type n_cells=...")
     model, seed = open_door(
         SCLD,
         adata,

@@ -51,7 +51,7 @@ def calibrate(
     parameter, kind = _parameter(module)
     if parameter is None:
         return {"done": False, "reason": kind, "accepted": True}
-    before = parameter.detach().clone()
+    before = parameter.clone()
     nll_before = _negative_log_likelihood(module, cells, held_out, seed)
     groups = [None] if kind == "gene" else list(range(before.shape[0]))
     pooled = counts.refit_dispersion(
@@ -66,11 +66,11 @@ def calibrate(
                     lambda g=g: _batches(module, cells, fit, group=g, kind=kind, seed=seed), np.asarray(pooled)
                 )
                 table[g] = counts.shrink_dispersion(own, np.asarray(pooled), n_group=int(sizes[g]))
-    parameter.data.copy_(torch.from_numpy(np.log(table)).to(parameter).reshape(parameter.shape))
+    parameter.copy_(torch.from_numpy(np.log(table)).to(parameter).reshape(parameter.shape))
     nll_after = _negative_log_likelihood(module, cells, held_out, seed)
     accepted = bool(nll_after <= nll_before + TOLERATED_RISE * abs(nll_before))
     if not accepted:
-        parameter.data.copy_(before)
+        parameter.copy_(before)
     quartiles = np.quantile(table, [0.25, 0.5, 0.75])
     return {
         "done": True,
@@ -84,38 +84,17 @@ def calibrate(
     }
 
 
-def _parameter(module: SCLDModule) -> tuple[Any, str]:
+def _parameter(module: SCLDModule) -> tuple[Tensor | None, str]:
     """Return log theta as a view (groups, G) and what its groups are; None and the reason where there is none."""
     own = module.autoencoder
     if not isinstance(own, ForeignAutoencoder):
-        return own.log_theta, own.dispersion
+        return own.log_theta.data, own.dispersion
     if own.dispersion == "gene-cell":
         return None, "the dispersion of the source differs by cell"
     if own.source.gene_likelihood == "poisson":
         return None, "a Poisson likelihood has no dispersion"
-    px_r = own.source.px_r
-    return _Transposed(px_r) if px_r.dim() == 2 else _Row(px_r), own.dispersion
-
-
-class _View:
-    """A (groups, G) view of a parameter of another layout."""
-
-    def __init__(self, parameter: Tensor, view: Tensor) -> None:
-        self.data, self.shape = view, view.shape
-        self._parameter = parameter
-
-    def detach(self) -> Tensor:
-        return self.data.detach()
-
-
-class _Transposed(_View):
-    def __init__(self, parameter: Tensor) -> None:
-        super().__init__(parameter, parameter.data.T)
-
-
-class _Row(_View):
-    def __init__(self, parameter: Tensor) -> None:
-        super().__init__(parameter, parameter.data[None])
+    px_r = own.source.px_r.data
+    return px_r.T if px_r.dim() == 2 else px_r[None], own.dispersion
 
 
 def _theta(log_theta: Tensor, kind: str) -> np.ndarray:

@@ -39,7 +39,8 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
     NotTrainedError
         If the model is not trained.
     SetupError
-        For another class, a "normal" likelihood, a logistic-normal latent, or a minified model.
+        For another class, a "normal" likelihood, a logistic-normal latent, size factors, a minified model, or other
+        genes.
     """
     import scvi
 
@@ -60,12 +61,24 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
             f"The model has latent_distribution={module.latent_distribution!r}; accepted: 'normal' (a diffusion needs "
             "latents without a constraint)."
         )
+    if module.use_size_factor_key:
+        raise SetupError(
+            "The model was registered with size_factor_key, so that its decoder gives rates without a total, not "
+            "shares of one. Accepted: models without it; train SCLD itself with size_factor_key=."
+        )
     if module.minified_data_type is not None:
         raise SetupError(
             "The model's AnnData is minified, so there are no counts to learn depth and dispersion from. Load the "
             "model with its full AnnData: SCVI.load(path, adata=full)."
         )
     source_data = model.adata if adata is None else adata
+    genes = np.asarray(model.registry["field_registries"]["X"]["state_registry"]["column_names"], dtype=object)
+    found = np.asarray(source_data.var_names, dtype=object)
+    if not np.array_equal(genes, found):
+        raise SetupError(
+            f"adata has {len(found)} genes, of which {len(set(genes) & set(found))} are among the {len(genes)} genes of "
+            "the model. Order them as in the model: adata = adata[:, model.get_var_names()]."
+        )
     args = model.registry["setup_args"]
     carrier = _carrier(source_data, model.registry)
     setup = {
