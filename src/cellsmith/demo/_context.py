@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class Context:
     seed: int
     quick: bool
     say: Callable[[str], None]
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether training draws its bars: for somebody who watches, not into a file."""
+        return sys.stderr.isatty() and not self.quick
 
     def picture(
         self, name: str, figure: matplotlib.figure.Figure, *, title: str, how_to_read: str, finding: str = ""

@@ -126,7 +126,9 @@ def copies(train: ad.AnnData, seed: int) -> ad.AnnData:
     return out
 
 
-def scvi_redraw(train: ad.AnnData, seed: int, *, max_epochs: int | None = None) -> tuple[ad.AnnData, int]:
+def scvi_redraw(
+    train: ad.AnnData, seed: int, *, max_epochs: int | None = None, show_progress: bool = False
+) -> tuple[ad.AnnData, int]:
     """Let scVI re-draw every training cell (its posterior predictive).
 
     scVI cannot make a cell from nothing: it is handed a real cell and draws that cell's counts again. It is the
@@ -140,6 +142,8 @@ def scvi_redraw(train: ad.AnnData, seed: int, *, max_epochs: int | None = None) 
         Integer.
     max_epochs
         Length of training; None is scVI's own rule, 400 epochs for a set as small as this one.
+    show_progress
+        Draw the progress bar.
 
     Returns
     -------
@@ -155,7 +159,7 @@ def scvi_redraw(train: ad.AnnData, seed: int, *, max_epochs: int | None = None) 
         model.train(
             max_epochs=max_epochs,
             accelerator="cpu",
-            enable_progress_bar=False,
+            enable_progress_bar=show_progress,
             logger=False,
             # Without this the split, and with it the result, would depend on entropy that no seed controls.
             datasplitter_kwargs={"external_indexing": [everyone, everyone[:0], everyone[:0]]},

@@ -87,11 +87,16 @@ def _compute(context: Context) -> _Run:
     SCLD.setup_anndata(train, labels_key="cell_type", batch_key="condition")
     model = SCLD(train)
     epochs = {"autoencode": 15, "diffuse": 3} if context.quick else None
-    model.train(max_epochs=epochs, accelerator="cpu", seed=context.seed, enable_progress_bar=False)
+    model.train(max_epochs=epochs, accelerator="cpu", seed=context.seed, enable_progress_bar=context.shows_progress)
     context.say(f"generating {train.n_obs:,} cells")
     generated = model.generate(train.n_obs, on_small="neighbors", seed=context.seed)
     context.say("training the yardstick, scVI")
-    redraw, n_epochs = cells.scvi_redraw(real.train, context.seed, max_epochs=3 if context.quick else cells.PEER_EPOCHS)
+    redraw, n_epochs = cells.scvi_redraw(
+        real.train,
+        context.seed,
+        max_epochs=3 if context.quick else cells.PEER_EPOCHS,
+        show_progress=context.shows_progress,
+    )
     groups = {OURS: generated, PEER: redraw, CHEAT: cells.copies(real.train, context.seed)}
     context.say("scoring everything against unseen real cells")
     unseen = ad.concat([real.test, real.control])
