@@ -160,15 +160,22 @@ def _likelihood() -> dict[str, tuple[float, str]]:
 
 
 def _trainings(fits: Fits) -> dict[str, tuple[float, str]]:
-    """Train SCLD, scVI, and SCLD on that scVI, one after the other in this process."""
-    for name in ("scvi", "scld", "scld_on_scvi"):
+    """Train SCLD and scVI, one after the other in this process."""
+    for name in ("scvi", "scld"):
         fits.get(name)
     s, shape = fits.seconds, f"{fits.train.n_obs} x {fits.train.n_vars}"
     return {
         "train_cpu_s": (s["scld"], f"autoencode, calibrate and diffuse, {shape}"),
         "train_ratio": (s["scld"] / s["scvi"], f"scVI, 150 epochs: {s['scvi']:.0f} CPU-s"),
-        "from_scvi_ratio": (s["scld_on_scvi"] / s["scld"], f"{s['scld_on_scvi']:.0f} CPU-s"),
     }
+
+
+def _on_top(fits: Fits) -> dict[str, tuple[float, str]]:
+    """Train SCLD on the trained scVI."""
+    for name in ("scld", "scld_on_scvi"):
+        fits.get(name)
+    s = fits.seconds
+    return {"from_scvi_ratio": (s["scld_on_scvi"] / s["scld"], f"{s['scld_on_scvi']:.0f} CPU-s")}
 
 
 def _draws(fits: Fits) -> dict[str, tuple[float, str]]:
@@ -229,6 +236,7 @@ def speed(part: Split, *, store: Store, fits: Fits | None = None) -> None:
         "step_ratio": lambda: _steps(part.train),
         "train_cpu_s": lambda: _trainings(fits),
         "generate_10000_cpu_s": lambda: _draws(fits),
+        "from_scvi_ratio": lambda: _on_top(fits),
     }
     try:
         for first, job in jobs.items():

@@ -80,7 +80,9 @@ def run_split(
         started = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cells = known[name](part.train, n, streams.numpy("sample", *name.encode()))
+            # Variants of one model share their noise, so that a difference between them is one of the variant.
+            stream = "SCLD" if name in peers.SCLD_VARIANTS else name
+            cells = known[name](part.train, n, streams.numpy("sample", *stream.encode()))
         cost = {"generate_cpu_s": (time.process_time() - started, float("nan"))}
         if model is not None:
             cost["train_cpu_s"] = (fits.seconds[model], float("nan"))
