@@ -44,7 +44,8 @@ if os.environ.get("CELLSMITH_INTERSPHINX"):
 
 # autosummary writes its pages with the first of these suffixes
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
+# files with a leading underscore are parts of other pages
+exclude_patterns = ["_build", "_ext", "**/_*.md", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 nitpicky = False
 
