@@ -76,8 +76,8 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
     found = np.asarray(source_data.var_names, dtype=object)
     if not np.array_equal(genes, found):
         raise SetupError(
-            f"adata has {len(found)} genes, of which {len(set(genes) & set(found))} are among the {len(genes)} genes of "
-            "the model. Order them as in the model: adata = adata[:, model.get_var_names()]."
+            f"adata has {len(found)} genes, of which {len(set(genes) & set(found))} are among the {len(genes)} genes "
+            "of the model. Order them as in the model: adata = adata[:, model.get_var_names()]."
         )
     args = model.registry["setup_args"]
     carrier = _carrier(source_data, model.registry)

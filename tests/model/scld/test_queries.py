@@ -1,0 +1,242 @@
+"""Queries of real cells: interpolate, augment, translate, decode, check, score, and those of scvi-tools."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from anndata import AnnData
+from scvi.criticism import PosteriorPredictiveCheck
+
+from cellsmith import _compat
+from cellsmith._errors import DataWarning, SetupError
+from cellsmith.model import SCLD
+
+A, B = {"cell_type": "type_0"}, {"cell_type": "type_1"}
+
+
+# --- interpolate -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["condition", "latent", "noise"])
+def test_interpolation_walks_from_one_end_to_the_other(mode: str, model: SCLD) -> None:
+    ends = (A, B) if mode == "condition" else (model.adata[[0]], model.adata[[7]])
+    walk = model.interpolate(*ends, n_steps=5, n_cells=12, mode=mode)
+    assert walk.n_obs == 60
+    np.testing.assert_allclose(walk.obs["scld_step"], np.repeat(np.linspace(0, 1, 5), 12))
+    z = walk.obsm["X_scld"].reshape(5, 12, 4)
+    assert np.isfinite(z).all()
+    from_start = ((z - z[0]) ** 2).sum(axis=(1, 2))
+    assert from_start[0] == 0
+    assert from_start[-1] >= 0.99 * from_start[1]
+    if mode != "condition":
+        real = model.get_latent_representation()
+        tolerance = 1e-3 if mode == "latent" else 0.5
+        np.testing.assert_allclose(z[0, 0], real[0], atol=tolerance)
+        np.testing.assert_allclose(z[-1, 0], real[7], atol=tolerance)
+
+
+def test_interpolation_may_start_from_real_cells(model: SCLD) -> None:
+    start = model.adata[:12].copy()
+    near, far = (
+        model.interpolate(A, B, n_steps=2, n_cells=12, start_cells=start, start_noise=t).obsm["X_scld"][:12]
+        for t in (0.05, 0.95)
+    )
+    real = model.get_latent_representation()[:12]
+    assert ((near - real) ** 2).sum() < ((far - real) ** 2).sum()
+
+
+def test_interpolation_refuses_ends_that_do_not_fit(model: SCLD) -> None:
+    with pytest.raises(SetupError, match="Did you mean 'latent'"):
+        model.interpolate(A, B, mode="latnet")
+    with pytest.raises(SetupError, match="two mappings"):
+        model.interpolate(model.adata[[0]], B)
+    with pytest.raises(SetupError, match="one cell each"):
+        model.interpolate(A, B, mode="noise")
+
+
+# --- augment ---------------------------------------------------------------------------------------------------------
+
+
+def test_augment_fills_small_categories_and_keeps_the_real_rows_first(model: SCLD) -> None:
+    grown = model.augment(key="cell_type")
+    real = model.adata
+    assert (grown.X[: real.n_obs] != real.X).nnz == 0
+    assert grown.obs_names[: real.n_obs].tolist() == real.obs_names.tolist()
+    assert not grown.obs["is_synthetic"][: real.n_obs].any()
+    assert grown.obs["is_synthetic"][real.n_obs :].all()
+    assert grown.obs["cell_type"].value_counts().nunique() == 1
+    assert grown.obs_names.is_unique
+    exact = model.augment(key="cell_type", target={"type_2": 60})
+    assert (exact.obs["cell_type"] == "type_2").sum() == 60
+    assert exact.n_obs - real.n_obs == 60 - (real.obs["cell_type"] == "type_2").sum()
+
+
+def test_augment_says_where_it_capped(model: SCLD) -> None:
+    n = int((model.adata.obs["cell_type"] == "type_2").sum())
+    with pytest.warns(DataWarning, match=rf"0\.5 times the real cells for 'type_2' \({n} real\)"):
+        grown = model.augment(key="cell_type", target={"type_2": 10 * n}, max_ratio=0.5)
+    assert grown.obs["is_synthetic"].sum() == n // 2
+
+
+def test_augment_without_need_returns_the_real_cells(model: SCLD) -> None:
+    same = model.augment(key="cell_type", target=1)
+    assert same.n_obs == model.adata.n_obs
+    assert not same.obs["is_synthetic"].any()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"key": "cell_typ"}, "Did you mean 'cell_type'"),
+        ({"key": "cell_type", "target": "min"}, "target='min'"),
+        ({"key": "cell_type", "target": 0}, "at least 1"),
+        ({"key": "cell_type", "target": {"type_9": 5}}, "'type_9'"),
+    ],
+)
+def test_augment_refuses_what_it_cannot_do(kwargs: dict[str, Any], words: str, model: SCLD) -> None:
+    with pytest.raises(SetupError, match=words):
+        model.augment(**kwargs)
+
+
+# --- translate and decode --------------------------------------------------------------------------------------------
+
+
+def test_translation_under_the_own_condition_is_the_identity(model: SCLD) -> None:
+    cells = model.adata[model.adata.obs["cell_type"] == "type_0"][:30].copy()
+    same = model.translate(cells, A, n_steps=200)
+    real = model.get_latent_representation(cells)
+    assert np.corrcoef(same.obsm["X_scld"].ravel(), real.ravel())[0, 1] >= 0.99
+    np.testing.assert_array_equal(same.X.sum(axis=1), cells.X.sum(axis=1))
+
+
+def test_translation_carries_every_row_over(model: SCLD) -> None:
+    cells = model.adata[model.adata.obs["cell_type"] == "type_0"][:30].copy()
+    moved = model.translate(cells, B)
+    assert moved.n_obs == 30
+    assert (moved.obs["cell_type"] == "type_1").all()
+    assert moved.obs["batch"].tolist() == cells.obs["batch"].tolist()
+    types = model.adata.obs["cell_type"].to_numpy()
+    z = model.get_latent_representation()
+    centres = [z[types == f"type_{k}"].mean(axis=0) for k in range(2)]
+    before, after = (((x - centres[1]) ** 2).sum(axis=1).mean() for x in (z[types == "type_0"], moved.obsm["X_scld"]))
+    assert after < before
+    with pytest.raises(SetupError, match="cell_type='type_9'"):
+        model.translate(cells, {"cell_type": "type_9"})
+
+
+def test_decode_takes_latents_in_their_own_units(model: SCLD) -> None:
+    z = model.get_latent_representation()[:20]
+    batch = model.adata.obs["batch"].astype(object).to_numpy()[:20]
+    totals = np.arange(100, 120)
+    x = model.decode(z, library_size=totals, batch=batch)
+    assert scipy.sparse.issparse(x)
+    np.testing.assert_array_equal(np.asarray(x.sum(axis=1)).ravel(), totals)
+    mean = model.decode(z, library_size=totals, batch=batch, output="mean")
+    np.testing.assert_allclose(mean.sum(axis=1), totals, rtol=1e-4)
+    assert (x != model.decode(z, library_size=totals, batch=batch)).nnz == 0
+    other = model.decode(z, library_size=totals, batch="batch_1", output="mean")
+    assert not np.allclose(mean, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"z": np.zeros((3, 5))}, r"shape \(3, 5\); expected \(n, 4\)"),
+        ({"batch": None}, "needs batch="),
+        ({"batch": "batch_7"}, "batch='batch_7'"),
+        ({"library_size": 0}, "positive"),
+        ({"output": "x"}, "output='x'"),
+    ],
+)
+def test_decode_refuses_what_does_not_fit(change: dict[str, Any], words: str, model: SCLD) -> None:
+    given = {"z": np.zeros((3, 4)), "library_size": 100, "batch": "batch_0", **change}
+    with pytest.raises(SetupError, match=words):
+        model.decode(given.pop("z"), **given)
+
+
+# --- posterior predictive --------------------------------------------------------------------------------------------
+
+
+def test_posterior_predictive_check_runs(model: SCLD) -> None:
+    counts = model.adata.copy()
+    counts.X = counts.X.astype(np.int32)  # scvi-tools' own check fails on sparse floats
+    check = PosteriorPredictiveCheck(counts, {"SCLD": model}, n_samples=2)
+    check.zero_fraction()
+    check.coefficient_of_variation("cells")
+    metric = check.metrics["zero_fraction"]
+    assert np.abs(metric["SCLD"] - metric["Raw"]).mean() < 0.1
+
+
+def test_posterior_predictive_keeps_cells_in_order(model: SCLD) -> None:
+    rows = np.array([7, 3, 200])
+    x = model.posterior_predictive_sample(indices=rows, n_samples=3, decode="exact_total")
+    assert x.shape == (3, 50, 3)
+    totals = np.asarray(model.adata.X.sum(axis=1)).ravel()[rows]
+    np.testing.assert_array_equal(x.todense().sum(axis=1), np.repeat(totals[:, None], 3, axis=1))
+    assert model.posterior_predictive_sample(indices=rows).shape == (3, 50)
+    mask = np.zeros(240, dtype=bool)
+    mask[:5] = True
+    assert model.posterior_predictive_sample(indices=mask).shape == (5, 50)
+
+
+# --- densities -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_log_density_ranks_real_cells_above_impossible_depths(conditional: bool, model: SCLD) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    fake = model.adata.copy()
+    fake.X = fake.X * 30
+    scores = [model.get_log_density(a, conditional=conditional, n_steps=20) for a in (model.adata, fake)]
+    assert scores[0].shape == (240,)
+    assert np.isfinite(np.concatenate(scores)).all()
+    assert roc_auc_score(np.repeat([1, 0], 240), np.concatenate(scores)) >= 0.95
+
+
+def test_conditional_density_prefers_the_right_label(model: SCLD) -> None:
+    wrong = model.adata.copy()
+    wrong.obs["cell_type"] = wrong.obs["cell_type"].cat.rename_categories({"type_0": "type_1", "type_1": "type_0"})
+    right = model.get_log_density(conditional=True, n_steps=10)
+    assert right.mean() > model.get_log_density(wrong, conditional=True, n_steps=10).mean()
+    np.testing.assert_allclose(model.get_log_density(n_steps=10), model.get_log_density(wrong, n_steps=10), atol=1e-4)
+
+
+# --- the queries of scvi-tools ---------------------------------------------------------------------------------------
+
+
+def test_elbo_rises_with_training(model: SCLD, make: Callable[..., AnnData], quick: Callable[..., SCLD]) -> None:
+    short = quick(make(240, 50))
+    values = [float(m.get_elbo()) for m in (short, model)]
+    assert np.isfinite(values).all()
+    assert values[1] > values[0]
+
+
+def test_normalized_expression_and_latents_have_their_shapes(model: SCLD) -> None:
+    rho = model.get_normalized_expression()
+    assert isinstance(rho, pd.DataFrame)
+    assert rho.shape == (240, 50)
+    np.testing.assert_allclose(rho.sum(axis=1), 1.0, rtol=1e-4)
+    assert model.get_normalized_expression(transform_batch="batch_0", n_samples=2, indices=[1, 2]).shape == (2, 50)
+    np.testing.assert_array_equal(model.get_latent(), model.get_latent_representation())
+
+
+def test_differential_expression_runs(model: SCLD) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        groups = {"groupby": "cell_type", "group1": "type_0", "group2": "type_1"}
+        table = model.differential_expression(**groups, mode="change", silent=True)
+    assert len(table) == 50
+    assert np.isfinite(table["lfc_mean"]).all()
+
+
+def test_unsound_queries_are_hidden(model: SCLD) -> None:
+    sound = _compat.aggregated_posterior_is_sound()
+    for name in ("get_aggregated_posterior", "differential_abundance"):
+        assert hasattr(model, name) == sound
