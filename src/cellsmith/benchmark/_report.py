@@ -129,19 +129,23 @@ def _beaten(medians: _Medians) -> str:
     return f"{text}; not on: {', '.join(lost)}." if lost else f"{text}."
 
 
-def _steps(medians: _Medians) -> str:
+def _steps(table: pd.DataFrame) -> str:
+    """Compare 20 steps with other numbers of steps, over the seeds that have both."""
     rows = []
     for name in ("SCLD (10 steps)", "SCLD (200 steps)"):
+        medians = _Medians(table, MAIN, having=name)
         pair = [medians.value(g, m) for m in ("w2", "rf_auc_pca", "rf_auc_genes") for g in ("SCLD", name)]
         if not np.isfinite(pair).all():
             continue
         near = [abs(a - b) for a, b in zip(pair[2::2], pair[3::2], strict=True)]
         fine = abs(pair[0] / pair[1] - 1) <= 0.02 and max(near) <= 0.02
         shown = [f"{_number(a)} / {_number(b)}" for a, b in zip(pair[::2], pair[1::2], strict=True)]
-        rows.append([f"20 steps / {name}", *shown, "**pass**" if fine else "**FAIL**"])
+        rows.append(
+            [f"20 steps / {name}", ", ".join(map(str, medians.seeds(name))), *shown, "**pass**" if fine else "**FAIL**"]
+        )
     if not rows:
         return "Not run."
-    return _grid(["compared", "W2 (within 2 %)", "RF PCs (within .02)", "RF genes (within .02)", "mark"], rows)
+    return _grid(["compared", "seeds", "W2 (within 2 %)", "RF PCs (within .02)", "RF genes (within .02)", "mark"], rows)
 
 
 def _paired(rows: pd.DataFrame) -> str:
@@ -156,6 +160,15 @@ def _paired(rows: pd.DataFrame) -> str:
         d = difference.loc[metric].to_numpy()
         lines.append([metric, f"{np.median(d):+.3f}", f"{d.min():+.3f} to {d.max():+.3f}", str(len(d))])
     return _grid(["metric", "median difference", "spread over seeds", "seeds"], lines)
+
+
+def _cost(medians: _Medians) -> str:
+    rows = []
+    for name in medians.generators():
+        train, draw = (medians.value(name, m) for m in ("train_cpu_s", "generate_cpu_s"))
+        if np.isfinite(draw):
+            rows.append([name, _number(train), _number(draw)])
+    return _grid(["generator", "training", "generation"], rows) if rows else "Not run."
 
 
 def _symmetric(medians: _Medians) -> str:
@@ -198,10 +211,18 @@ def _page(quality: pd.DataFrame, fast: pd.DataFrame, tasks: pd.DataFrame, notes:
     seeds = ", ".join(map(str, judged.seeds("SCLD"))) or "none yet"
     out += [f"Medians over the seeds {seeds}. Peer: the scVI posterior predictive of the same cuts, which is handed"]
     out += ["real cells. Control: spare real cells in place of generated ones.", ""]
-    out += [_judged(judged, QUALITY), "", _beaten(judged), "", "### Steps of the sampler", "", _steps(judged), ""]
+    out += [_judged(judged, QUALITY), "", _beaten(judged), "", "### Steps of the sampler", "", _steps(quality), ""]
     out += ["### Paired differences, SCLD minus scVI posterior predictive", "", _paired(main.rows), ""]
     out += [f"## {MAIN}: every generator", "", _all_generators(main), ""]
     out += ["### Components and genes chosen on both sides together", "", _symmetric(main), ""]
+    out += [
+        "### CPU seconds",
+        "",
+        "Machines and their load differ; the ratios under Speed do not.",
+        "",
+        _cost(main),
+        "",
+    ]
     out += ["## Other files", ""]
     files = set(quality["file"].unique())
     ordered = [f for f in FILES if f != MAIN and f in files] + sorted(files - set(FILES))
