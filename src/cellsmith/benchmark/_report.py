@@ -148,6 +148,23 @@ def _steps(table: pd.DataFrame) -> str:
     return _grid(["compared", "seeds", "W2 (within 2 %)", "RF PCs (within .02)", "RF genes (within .02)", "mark"], rows)
 
 
+def _on_scvi(table: pd.DataFrame) -> str:
+    """Say what the diffusion adds to a trained scVI."""
+    name, gaussian, prior = peers.SCLD_VARIANTS[-1], "scVI Gaussian per type", "scVI prior N(0 I)"
+    medians = _Medians(table, MAIN, having=name)
+    auc = [medians.value(g, "rf_auc_pca") for g in (name, gaussian)]
+    slope = [medians.value(g, "lfc_slope") for g in (name, prior)]
+    if not np.isfinite([*auc, *slope]).all():
+        return "Not run."
+    seeds = ", ".join(map(str, medians.seeds(name)))
+    rows = [
+        ["forest AUC, 30 PCs", *map(_number, auc), "<= Gaussian per type - .03", auc[0] <= auc[1] - 0.03],
+        ["LFC slope", *map(_number, slope), ">= prior + .3", slope[0] >= slope[1] + 0.3],
+    ]
+    body = [[*row[:-1], "**pass**" if row[-1] else "**FAIL**"] for row in rows]
+    return _grid([f"quantity (seeds {seeds})", name, "scVI's own", "must", "mark"], body)
+
+
 def _paired(rows: pd.DataFrame) -> str:
     wide = rows.pivot_table(index=["metric", "seed"], columns="generator", values="value")
     if not {"SCLD", peers.POSTERIOR} <= set(wide.columns):
@@ -212,6 +229,7 @@ def _page(quality: pd.DataFrame, fast: pd.DataFrame, tasks: pd.DataFrame, notes:
     out += [f"Medians over the seeds {seeds}. Peer: the scVI posterior predictive of the same cuts, which is handed"]
     out += ["real cells. Control: spare real cells in place of generated ones.", ""]
     out += [_judged(judged, QUALITY), "", _beaten(judged), "", "### Steps of the sampler", "", _steps(quality), ""]
+    out += ["### The diffusion on top of a trained scVI", "", _on_scvi(quality), ""]
     out += ["### Paired differences, SCLD minus scVI posterior predictive", "", _paired(main.rows), ""]
     out += [f"## {MAIN}: every generator", "", _all_generators(main), ""]
     out += ["### Components and genes chosen on both sides together", "", _symmetric(main), ""]
