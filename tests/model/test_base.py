@@ -6,6 +6,7 @@ import copy
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +224,24 @@ def test_write_puts_results_under_the_key(model: SCLD, make: Make) -> None:
     assert "X_other" in adata.obsm
 
 
+def test_other_cells_of_the_same_genes_are_scored_and_written(model: SCLD, make: Make) -> None:
+    other = make(60, 50, rng=9)
+    model.write(other)
+    assert other.obsm["X_scld"].shape == (60, 4)
+    assert np.isfinite(other.obs["scld_log_density"]).all()
+
+
 def test_write_is_all_or_nothing(model: SCLD, make: Make) -> None:
-    adata = make(30, 50, rng=9)
-    before = adata.copy()
-    with pytest.raises(CellsmithError):
-        model.write(adata)
-    assert list(adata.obs) == list(before.obs)
-    assert list(adata.obsm) == list(before.obsm)
-    assert list(adata.uns) == list(before.uns)
+    adata = model.adata.copy()
+    result = model.results()
+    short = replace(result, obsm={"X_{k}": result.obsm["X_{k}"][:-1]})
+    for target, given in ((adata, short), (make(30, 49), None)):
+        before = target.copy()
+        with pytest.raises(CellsmithError):
+            model.write(target, result=given)
+        assert list(target.obs) == list(before.obs)
+        assert list(target.obsm) == list(before.obsm)
+        assert list(target.uns) == list(before.uns)
     taken = model.adata.copy()
     taken.uns["scld"] = {"provenance": {"method": "scdd"}}
     with pytest.raises(CellsmithError, match="overwrite"):
