@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def toy():
-    adata = cellsmith.datasets.toy_counts(480, 60, n_types=3, rng=0)
+    adata = cellsmith.datasets.toy_counts(320, 40, n_types=3, rng=0)
     del adata.layers["mean"]
     return adata
 
@@ -126,8 +126,8 @@ def test_composition_is_exact_only_where_it_is(part):
 def test_cut_is_disjoint_and_seeded(toy, part):
     names = [set(p.obs_names) for p in (part.train, part.test, part.spare)]
     assert sum(map(len, names)) == toy.n_obs == len(set.union(*names))
-    assert part.train.n_obs == 240
-    assert part.test.n_obs == 120
+    assert part.train.n_obs == 160
+    assert part.test.n_obs == 80
     again = split(toy, file="toy", seed=0)
     assert list(again.train.obs_names) == list(part.train.obs_names)
     assert list(split(toy, file="toy", seed=1).train.obs_names) != list(part.train.obs_names)

@@ -16,7 +16,7 @@ from cellsmith.benchmark._paths import interpolation, teaching
 from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._transfer import frequent_types, held_out_condition
 
-__all__ = ["TASKS", "run_task"]
+__all__ = ["TASKS", "WRITTEN", "run_task"]
 
 logger = logging.getLogger("cellsmith")
 
@@ -38,6 +38,9 @@ TASKS: dict[str, tuple[str, ...]] = {
     "donors": ("kang_ctrl_8donors",),
 }
 """Task -> files on which it runs."""
+
+WRITTEN = {"transfer": "translate", "teaching": "train on synthetic", "donors": "donor privacy"}
+"""Task -> how its rows begin, where that is not its name."""
 
 _BATCHES = {**FILES, "pbmc_3tech": "batch", "kang_stim_4samples": "condition"}
 
@@ -102,10 +105,9 @@ def run_task(
         "teaching": teaching,
         "interpolation": lambda part, fits, s: interpolation(part, fits, s, ends=ENDS[part.file]),
     }
-    written = {"teaching": "train on synthetic"}
     for seed in seeds:
         if task == "donors":
-            if not store.has(task="donor privacy", file=file, seed=seed):
+            if not store.has(task=WRITTEN[task], file=file, seed=seed):
                 donor_privacy(adata, file=file, seed=seed, store=store, max_epochs=max_epochs)
             continue
         part = split(adata, file=file, seed=seed, batch_key=_batch_of(file))
@@ -113,6 +115,6 @@ def run_task(
             _augment(part, store, max_epochs)
         elif task == "transfer":
             _transfer(part, store, max_epochs)
-        elif not store.has(task=written.get(task, task), file=file, seed=seed):
+        elif not store.has(task=WRITTEN.get(task, task), file=file, seed=seed):
             options = {"labels_key": part.labels_key, "batch_key": part.batch_key}
             shared[task](part, Fits(part.train, **options, seed=seed, max_epochs=max_epochs), store)
