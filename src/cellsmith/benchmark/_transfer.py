@@ -82,7 +82,7 @@ def held_out_condition(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, condition_of in wanted.items():
-            made = model.generate(n, condition=condition_of, seed=part.seed)
+            made = model.generate(n, condition=condition_of, min_cells=1, seed=part.seed)
             values = {"w2": wasserstein(place, space.pca.transform(_log(made)))}
             store.record(f"unseen combination ({kind})", part, name, values)
         before = train[((train.obs[key] == kind) & (train.obs[batch] == source)).to_numpy()].copy()
