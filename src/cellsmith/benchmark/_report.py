@@ -291,6 +291,9 @@ def report(out: Path) -> Path:
     tables = [Store(columns, out / name).table for name, columns in files.items()]
     notes = out / "_synthesis_notes.md"
     text = notes.read_text(encoding="utf-8") if notes.is_file() else "None."
+    if text.startswith("---\n"):
+        # Settings of the documentation builder, for a file that is no page of its own.
+        text = text.split("---\n", 2)[2]
     page = out / "synthesis.md"
     page.write_text(_page(*tables, notes=text), encoding="utf-8")
     return page

@@ -177,7 +177,7 @@ def modality_of(mdata: Any, modalities: Mapping[str, str | None] | None, argumen
     return mdata.mod[name]
 
 
-def check_counts(adata: Any, layer: str | None) -> None:
+def check_counts(adata: Any, layer: str | None, *, min_cells: int = MIN_CELLS) -> None:
     """Refuse anything that a count likelihood cannot describe, naming the first offending cell and gene.
 
     Parameters
@@ -186,12 +186,14 @@ def check_counts(adata: Any, layer: str | None) -> None:
         AnnData with ``n`` cells and ``G`` genes.
     layer
         Layer with the counts; None is ``.X``.
+    min_cells
+        Fewest cells to accept.
 
     Raises
     ------
     SetupError
-        If the layer is missing; if there are fewer than 50 cells or fewer than 2 genes; if a value is negative,
-        fractional, NaN or infinite; if a cell has no count at all.
+        If the layer is missing; if there are fewer than ``min_cells`` cells or fewer than 2 genes; if a value is
+        negative, fractional, NaN or infinite; if a cell has no count at all.
     """
     where = ".X" if layer is None else f".layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
@@ -200,8 +202,8 @@ def check_counts(adata: Any, layer: str | None) -> None:
     if x is None:
         raise SetupError(f"{where} is empty. Put raw counts there, or name the layer that has them with layer=.")
     n_obs, n_vars = x.shape
-    if n_obs < MIN_CELLS or n_vars < 2:
-        raise SetupError(f"Found {n_obs} cells and {n_vars} genes; at least {MIN_CELLS} cells and 2 genes are needed.")
+    if n_obs < min_cells or n_vars < 2:
+        raise SetupError(f"Found {n_obs} cells and {n_vars} genes; at least {min_cells} cells and 2 genes are needed.")
     bad = first_bad_count(x)
     if bad is not None:
         i, g, value = bad

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from scvi.data import AnnDataManager
+from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from cellsmith import _record
@@ -203,11 +204,12 @@ class CellModel(BaseModelClass):
             **(trainer_config or {}),
             **trainer_kwargs,
         }
+        # Named before it starts: a device that starts inside the trainer would not be seeded.
+        device = parse_device_args(accelerator=accelerator, devices=devices, return_device="torch")[2]
         try:
-            with warnings.catch_warnings(record=False):
-                for position, stage in enumerate(stages):
-                    with isolated(streams.integer("noise", position)):
-                        self._run_stage(stage, streams=streams, position=position)
+            for position, stage in enumerate(stages):
+                with isolated(streams.integer("noise", position), device=device):
+                    self._run_stage(stage, streams=streams, position=position)
             self.is_trained_ = True
         finally:
             # The reader and the tables point into the data: a saved or idle model must not hold them.

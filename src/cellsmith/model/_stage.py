@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi.train import Trainer, TrainRunner
 
 from cellsmith._errors import CellsmithWarning, ConvergenceError, SetupError, nearest
+from cellsmith.math.edm import ema_decay
 
 __all__ = ["Optim", "Ramp", "Stage", "StagePlan", "StageRunner", "apply_plan_kwargs", "stage_lengths"]
 
@@ -333,8 +334,7 @@ class StagePlan(LightningModule):
         if self._averaged is None:
             return
         source, target = (self.module.get_submodule(n) for n in self._averaged)
-        k = self.global_step
-        decay = min(self.stage.plan.average_decay, (1 + k) / (10 + k))
+        decay = ema_decay(self.global_step, target=self.stage.plan.average_decay)
         with torch.no_grad():
             torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
 
@@ -380,7 +380,8 @@ class StageRunner(TrainRunner):
             # Lightning turns Ctrl-C into SystemExit, which would end a notebook's kernel or a user's script.
             if getattr(self.trainer, "interrupted", False) or error.code == 1:
                 raise KeyboardInterrupt(
-                    f"Training stopped in stage {self.training_plan.stage.name!r}; the weights reached so far are kept."
+                    f"Training stopped in stage {self.training_plan.stage.name!r}; the weights reached so far stay in "
+                    "model.module, and the next train() starts afresh."
                 ) from None
             raise
         finally:

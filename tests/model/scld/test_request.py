@@ -28,7 +28,14 @@ def compose(n: int, condition: Any = None, seed: int = 0) -> Any:
 
 
 def resolve(request: Any, **kwargs: Any) -> Any:
-    given = {"guidance_mode": "auto", "guidance": 1.0, "on_small": "raise", "min_cells": 10, "asked": True, **kwargs}
+    given = {
+        "guidance_mode": "auto",
+        "guidance": 1.0,
+        "on_small": "raise",
+        "min_cells": 10,
+        "asked": COVARIATES.names,
+        **kwargs,
+    }
     return resolve_modes(request, COVARIATES, ROWS, **given)
 
 
@@ -105,7 +112,8 @@ def test_small_category_raises_with_its_count_or_falls_back() -> None:
         resolve(compose(5, {"type": "C"}))
     request = resolve(compose(5, {"type": "C"}), on_small="neighbors")
     assert request.fallback.all()
-    assert not resolve(compose(100), asked=False).fallback.any()
+    assert not resolve(compose(100), asked=()).fallback.any()
+    assert not resolve(compose(5, {"batch": "x"}), asked=("batch",)).fallback.any(), "a free covariate is not refused"
     assert not resolve(compose(5, {"type": "C"}), min_cells=5).fallback.any()
 
 

@@ -71,6 +71,7 @@ def calibrate(
     accepted = bool(nll_after <= nll_before + TOLERATED_RISE * abs(nll_before))
     if not accepted:
         parameter.copy_(before)
+        table = np.asarray(before.exp().cpu().double())
     quartiles = np.quantile(table, [0.25, 0.5, 0.75])
     return {
         "done": True,

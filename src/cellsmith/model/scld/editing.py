@@ -96,7 +96,7 @@ class EditingMixin:
         key = self.key_added_
         out.obs_names = [*base.obs_names, *(f"{key}_{i}" for i in range(out.n_obs - base.n_obs))]
         out.obs["is_synthetic"] = out.obs["is_synthetic"].astype(bool)
-        out.uns["scld"] = parts[0].uns["scld"]
+        out.uns[key] = parts[0].uns[key]
         return out
 
     @torch.no_grad()

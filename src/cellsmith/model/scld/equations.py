@@ -182,8 +182,8 @@ DEVIATIONS = (
         "guard of the refit",
         "not stated",
         "the refitted dispersion (E8) is kept unless the held-out negative log-likelihood rises by more than 0.5 %",
-        "generated states lie where the training cells do; the dispersion that fits there made generated genes harder "
-        "to tell from real ones (benchmark page) although unseen cells became about 0.2 % less likely",
+        "generated states lie where the training cells do, and so does the dispersion that goes with them; unseen "
+        "cells, which the decoder fits less tightly, are slightly less likely under it",
         "tests/model/scld/test_train.py::test_refit_guard_rejects_a_failed_fit",
     ),
     Deviation(
@@ -204,8 +204,8 @@ DEVIATIONS = (
     Deviation(
         "post-guidance",
         "raises sample quality",
-        "five readings under one argument (E20), none by default",
-        "no reading has raised quality beyond the spread between seeds (see the benchmark page)",
+        "four readings under one argument (E20), none by default",
+        "no reading has been shown to raise quality beyond the noise between draws (see the benchmark page)",
         "tests/model/scld/test_post_guidance.py::test_no_post_guidance_by_default",
     ),
 )

@@ -268,6 +268,15 @@ def totals_for(
     return np.maximum(1, np.rint(total)).astype(np.int64), library_model
 
 
+def lend_continuous(request: Request, rows: TrainingRows, *, generator: np.random.Generator) -> np.ndarray:
+    """Return continuous covariates (n, C) in which the hidden ones come from random training cells."""
+    hidden = np.flatnonzero(~request.continuous_known)
+    continuous = np.array(request.continuous, dtype=float)
+    if continuous.shape[1] and len(hidden):
+        continuous[hidden] = rows.continuous[generator.integers(len(rows.continuous), size=len(hidden))]
+    return continuous
+
+
 def known_codes(request: Request, n_cats: Sequence[int]) -> np.ndarray:
     """Return the codes (n, K) of a request, unknown ones as -1."""
     return np.where(request.codes >= np.asarray(n_cats, dtype=np.int64), -1, request.codes)

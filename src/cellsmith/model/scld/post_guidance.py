@@ -78,11 +78,25 @@ def apply_post_guidance(
     return w, {"kind": kind, **{k: v for k, v in opts.items() if isinstance(v, int | float)}, **info}
 
 
-def _features(w: Tensor, codes: Any, n_cats: tuple[int, ...]) -> np.ndarray:
-    """Return [w, one-hot of every condition] (n, d + 1 + sum K_k + 1)."""
-    codes = np.asarray(codes)
-    blocks = [np.eye(n + 1)[codes[:, k]] for k, n in enumerate(n_cats)]
+def _features(model: Any, w: Tensor, codes: Any, continuous: Any) -> np.ndarray:
+    """Return [w, one-hot of every condition, standardised continuous covariates], one row a cell."""
+    codes, module = np.asarray(codes), model.module
+    blocks = [np.eye(n + 1)[codes[:, k]] for k, n in enumerate(model.covariates.n_cats)]
+    if module.n_continuous:
+        centre, scale = module.continuous_centre.cpu().numpy(), module.continuous_scale.cpu().numpy()
+        blocks.append((np.asarray(continuous) - centre) / scale)
     return np.concatenate([w.numpy(), *blocks], axis=1).astype(np.float32)
+
+
+def _real_and_generated(model: Any, w: Tensor, request: Request) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return features of real and generated states, 1 for the real ones, and how many those are."""
+    real = model.training_states()
+    n_real = len(real["w"])
+    x = [
+        _features(model, real["w"], real["codes"], real["continuous"]),
+        _features(model, w, request.codes, request.continuous),
+    ]
+    return np.concatenate(x), np.r_[np.ones(n_real), np.zeros(request.n)], n_real
 
 
 def _density_ratio(
@@ -95,10 +109,7 @@ def _density_ratio(
     m = int(opts["n_candidates"])
     many = _repeat(request, m)
     candidates = sample(many)
-    real = model.training_states()
-    n_cats = model.covariates.n_cats
-    x = np.concatenate([_features(real["w"], real["codes"], n_cats), _features(candidates, many.codes, n_cats)])
-    y = np.r_[np.ones(len(real["w"])), np.zeros(many.n)]
+    x, y, n_real = _real_and_generated(model, candidates, many)
     probability = np.empty(len(y))
     folds = StratifiedKFold(3, shuffle=True, random_state=streams.integer("sample", -10))
     for train, test in folds.split(x, y):
@@ -111,12 +122,14 @@ def _density_ratio(
             random_state=streams.integer("sample", -11),
         )
         probability[test] = classifier.fit(x[train], y[train]).predict_proba(x[test])[:, 1]
-    p = probability[len(real["w"]) :]
+    p = probability[n_real:]
     ratio = np.clip(p / np.maximum(1 - p, 1e-6), *RATIO_RANGE)
     generator = streams.numpy("sample", -12)
     chosen = np.empty(request.n, dtype=int)
-    _, member = np.unique(request.codes, axis=0, return_inverse=True)
-    member = member.reshape(-1)
+    # A continuous covariate is met only by the candidates that were drawn for that very value.
+    member = np.arange(request.n)
+    if not model.module.n_continuous:
+        member = np.unique(request.codes, axis=0, return_inverse=True)[1].reshape(-1)
     for g in np.unique(member):
         rows = np.flatnonzero(member == g)
         pool = np.concatenate([rows + k * request.n for k in range(m)])
@@ -128,7 +141,7 @@ def _repeat(request: Request, m: int) -> Request:
     """Return the request m times over, cell i again at i + n, i + 2n, ..."""
     tile = {
         name: np.concatenate([getattr(request, name)] * m)
-        for name in ("codes", "continuous", "continuous_known", "additive", "fallback")
+        for name in ("codes", "continuous", "continuous_known", "additive", "fallback", "small")
     }
     return replace(request, **tile)
 
@@ -137,13 +150,11 @@ def _density_gradient(
     model: Any, request: Request, sample: Sample, streams: Streams, opts: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
     """D <- D + scale s_t^2 grad log r(D), r from a two-layer perceptron."""
-    generated, real = sample(request), model.training_states()
-    n_cats, device = model.covariates.n_cats, model.module.device
-    x = np.concatenate([_features(real["w"], real["codes"], n_cats), _features(generated, request.codes, n_cats)])
-    y = np.r_[np.ones(len(real["w"])), np.zeros(request.n)]
+    generated, device = sample(request), model.module.device
+    x, y, n_real = _real_and_generated(model, generated, request)
     network = _fit_ratio(torch.from_numpy(x), torch.from_numpy(y).float(), streams).to(device)
     width = generated.shape[1]
-    conditions = torch.from_numpy(x[len(real["w"]) :, width:]).to(device)
+    conditions = torch.from_numpy(x[n_real:, width:]).to(device)
 
     def steer(denoiser: Callable[..., Tensor], rows: slice) -> Callable[..., Tensor]:
         def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -265,6 +276,6 @@ def _reject(
 def _rows(request: Request, rows: np.ndarray) -> Request:
     cut = {
         name: getattr(request, name)[rows]
-        for name in ("codes", "continuous", "continuous_known", "additive", "fallback")
+        for name in ("codes", "continuous", "continuous_known", "additive", "fallback", "small")
     }
     return replace(request, **cut)

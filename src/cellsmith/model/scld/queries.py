@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith._rng import Streams, isolated, resolve_seed
+from cellsmith.data.fields import check_counts
 from cellsmith.data.splits import CellReader
 from cellsmith.math import edm
 from cellsmith.model.scld import generation as gen
@@ -26,17 +27,24 @@ from cellsmith.model.scld.request import (
     request_composition,
     request_rows,
     resolve_modes,
+    shown,
 )
 
 __all__ = ["GenerationMixin"]
 
 # A requested total this far above the training cells' is outside what the model has seen.
 LARGE_LIBRARY = 10.0
-WHOLE = slice(None)
 
 
 class GenerationMixin:
     """Queries of :class:`cellsmith.model.SCLD` that draw or score cells."""
+
+    def _validate_anndata(self, adata: Any = None, copy_if_view: bool = True) -> Any:
+        """Refuse cells that are no counts or have none, as set-up does: scvi-tools would only warn."""
+        if adata is not None and adata is not self.adata:
+            carrier = adata.mod[self._count_modality] if hasattr(adata, "mod") else adata
+            check_counts(carrier, self.registry["setup_args"].get("layer"), min_cells=1)
+        return super()._validate_anndata(adata, copy_if_view)
 
     def generate(
         self,
@@ -114,7 +122,8 @@ class GenerationMixin:
         self._require_trained("generate")
         seed = resolve_seed(seed)
         streams = Streams(seed)
-        asked = condition is not None or conditions is not None or like is not None
+        table = conditions is not None or like is not None
+        asked = self.covariates.names if table else tuple(condition or ())
         request = self._request(n_cells, condition, conditions, like, streams)
         rows = self._rows()
         request = resolve_modes(
@@ -216,9 +225,15 @@ class GenerationMixin:
         table = self.training_states()
         generator = streams.numpy("sample", -2)
         picked = []
-        for codes in request.codes[request.fallback]:
-            distance = (table["codes"].numpy() != codes).sum(axis=1)
-            picked.append(generator.choice(np.flatnonzero(distance == distance.min())))
+        known = table["codes"].numpy()
+        for codes, k in zip(request.codes[request.fallback], request.small[request.fallback], strict=True):
+            # The small category itself is what was asked for; the other covariates may only be close.
+            pool = np.flatnonzero(known[:, k] == codes[k])
+            if not len(pool):
+                name, category = self.covariates.names[k], shown(self.covariates.categories[k][codes[k]])
+                raise SetupError(f"{name}={category} has no training cell to perturb. Ask for another category.")
+            distance = (known[pool] != codes).sum(axis=1)
+            picked.append(generator.choice(pool[distance == distance.min()]))
         noise = torch.from_numpy(generator.standard_normal((len(picked), table["w"].shape[1]))).float()
         return table["w"][picked] + 0.1 * noise
 
@@ -227,7 +242,8 @@ class GenerationMixin:
 
         Returns
         -------
-        ``w`` (n, d + 1) standardised states and ``codes`` (n, K).
+        ``w`` (n, d + 1) standardised states, ``codes`` (n, K) and ``continuous`` (n, C); cells of the test split, if
+        there is one, are left out.
 
         Raises
         ------
@@ -240,12 +256,13 @@ class GenerationMixin:
                 "SCLD.load(path, adata=adata)."
             )
         table, _ = self._encode(self.adata)
+        table = {k: v[~self._is_test(len(v))] for k, v in table.items()}
         z = table["mean"] + table["sd"] * torch.randn(
             table["mean"].shape, generator=Streams(self.seed_ or 0).torch("sample", -3)
         )
         module = self.module
         w = module.to_state(z.to(module.device), table["log_library"].to(module.device)).cpu()
-        return {"w": w, "codes": table["codes"]}
+        return {"w": w, "codes": table["codes"], "continuous": table["continuous"]}
 
     @torch.no_grad()
     def _encode(self, adata: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -296,7 +313,8 @@ class GenerationMixin:
                 DataWarning,
                 stacklevel=4,
             )
-        tensors = gen.decoder_covariates(module, codes, continuous=request.continuous, covariates=covariates)
+        continuous = gen.lend_continuous(request, rows, generator=streams.numpy("sample", -6))
+        tensors = gen.decoder_covariates(module, codes, continuous=continuous, covariates=covariates)
         x = gen.decode_counts(module, z.cpu(), tensors, totals=totals, output=output, decode=decode, streams=streams)
         return {"x": x, "z": z.cpu().numpy(), "totals": totals, "library_source": source, "codes": codes}
 
@@ -372,7 +390,8 @@ class GenerationMixin:
             batch_codes=None,
             generator=streams.numpy("sample", -5),
         )
-        tensors = gen.decoder_covariates(self.module, codes, continuous=request.continuous, covariates=covariates)
+        continuous = gen.lend_continuous(request, rows, generator=streams.numpy("sample", -6))
+        tensors = gen.decoder_covariates(self.module, codes, continuous=continuous, covariates=covariates)
         return gen.decode_counts(self.module, z, tensors, totals=totals, output=output, decode=decode, streams=streams)
 
     @torch.no_grad()

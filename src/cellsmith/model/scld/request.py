@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,6 +130,8 @@ class Request:
         Messages to warn with.
     fallback
         (n,) whether the cell comes from noise-perturbed training latents.
+    small
+        (n,) position of the covariate whose category has too few training cells, -1 where none.
     """
 
     codes: np.ndarray
@@ -139,6 +141,7 @@ class Request:
     additive: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     fallback: np.ndarray | None = None
+    small: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -299,15 +302,18 @@ def resolve_modes(
     guidance: float | Mapping[str, float],
     on_small: str,
     min_cells: int,
-    asked: bool,
+    asked: Collection[str],
 ) -> Request:
     """Decide for every cell between joint and additive guidance, and on conditions with few training cells.
+
+    Only columns that the user named, ``asked``, can be refused or fall back: what is left free follows the training
+    cells, whose combinations the joint condition has seen however rare they are.
 
     Raises
     ------
     SetupError
-        If a category that was asked for has fewer than ``min_cells`` training cells and ``on_small="raise"``, or if a
-        mode is unknown.
+        If a category that was asked for has fewer than ``min_cells`` training cells and ``on_small="raise"``, if a
+        mode is unknown, or if guidance by covariate meets ``guidance_mode="joint"``.
     """
     for what, value, valid in (
         ("guidance_mode", guidance_mode, ("auto", "joint", "additive")),
@@ -315,35 +321,52 @@ def resolve_modes(
     ):
         if value not in valid:
             raise SetupError(f"{what}={value!r}. {nearest(value, valid)}")
+    if isinstance(guidance, Mapping) and guidance_mode == "joint":
+        raise SetupError("guidance by covariate is additive; guidance_mode='joint' takes one number. Drop one of them.")
     notes = list(request.notes)
-    fallback = np.zeros(request.n, dtype=bool)
-    if asked:
-        for k, name in enumerate(covariates.names):
-            for code in np.unique(request.codes[:, k]):
-                n_train = int((rows.codes[:, k] == code).sum())
-                if code >= covariates.n_cats[k] or n_train >= min_cells or k in request.mixes:
-                    continue
-                category = covariates.categories[k][code]
-                if on_small == "raise":
-                    raise SetupError(
-                        f"{name}={shown(category)} has {n_train} training cells; at least min_cells={min_cells} are "
-                        "needed to learn a condition. Type on_small='neighbors' to perturb those cells instead, or "
-                        "lower min_cells."
-                    )
-                fallback |= request.codes[:, k] == code
-    unseen, n_unseen = _rare_combinations(request, covariates, rows, min_cells)
+    small = _small_categories(request, covariates, rows, min_cells=min_cells, asked=asked, on_small=on_small)
     if isinstance(guidance, Mapping) or guidance_mode == "additive":
         additive = np.ones(request.n, dtype=bool)
-    elif guidance_mode == "joint":
+    elif guidance_mode == "joint" or not asked:
         additive = np.zeros(request.n, dtype=bool)
     else:
-        additive = unseen
-        if n_unseen and not request.notes and asked:
+        additive, n_unseen = _rare_combinations(request, covariates, rows, min_cells)
+        if n_unseen and not request.notes:
             notes.append(
                 f"{n_unseen} combinations of conditions have fewer than {min_cells} training cells; their conditions "
                 "are guided additively. Type guidance_mode='joint' to insist on the joint condition."
             )
-    return replace(request, additive=additive & ~fallback, fallback=fallback, notes=tuple(notes))
+    fallback = small >= 0
+    return replace(request, additive=additive & ~fallback, fallback=fallback, small=small, notes=tuple(notes))
+
+
+def _small_categories(
+    request: Request,
+    covariates: Covariates,
+    rows: TrainingRows,
+    *,
+    min_cells: int,
+    asked: Collection[str],
+    on_small: str,
+) -> np.ndarray:
+    """Return for every row the covariate that has too few training cells, -1 where none; or raise."""
+    small, fewest = np.full(request.n, -1), np.full(request.n, min_cells)
+    for k, name in enumerate(covariates.names):
+        if name not in asked or k in request.mixes:
+            continue
+        for code in np.unique(request.codes[:, k]):
+            n_train = int((rows.codes[:, k] == code).sum())
+            if code >= covariates.n_cats[k] or n_train >= min_cells:
+                continue
+            if on_small == "raise":
+                raise SetupError(
+                    f"{name}={shown(covariates.categories[k][code])} has {n_train} training cells; at least "
+                    f"min_cells={min_cells} are needed to learn a condition. Type on_small='neighbors' to perturb "
+                    "those cells instead, or lower min_cells."
+                )
+            mine = (request.codes[:, k] == code) & (n_train < fewest)
+            small[mine], fewest[mine] = k, n_train
+    return small
 
 
 def _rare_combinations(

@@ -81,7 +81,9 @@ class TrainingMixin:
         """E9, E10: posterior of every cell, its covariates and log total; sets the scales of the diffusion."""
         table, log_total = self._encode_all(self._cells())
         module = self.module
-        centre, scale, collapsed = eq.latent_statistics(table["mean"], table["sd"])
+        # Cells of a test split take part in nothing that generation reads.
+        seen = {k: v[~self._is_test(len(v))] for k, v in table.items()}
+        centre, scale, collapsed = eq.latent_statistics(seen["mean"], seen["sd"])
         module.latent_centre.copy_(centre)
         module.latent_scale.copy_(scale)
         if bool(collapsed.any()):
@@ -90,7 +92,7 @@ class TrainingMixin:
                 "Lower kl_weight or n_latent.",
                 DataWarning,
             )
-        for name, values in (("library", table["log_library"][:, None]), ("continuous", table["continuous"])):
+        for name, values in (("library", seen["log_library"][:, None]), ("continuous", seen["continuous"])):
             stats = [eq.moment_statistics(column) for column in values.T]
             for buffer, value in (("centre", [s[0] for s in stats]), ("scale", [s[1] for s in stats])):
                 if value:
@@ -98,12 +100,19 @@ class TrainingMixin:
                     target.copy_(torch.stack(value).reshape(target.shape))
         # Copies: a spawned process moves the tensors to shared memory and leaves their arrays dangling.
         self.training_rows_ = {
-            "codes": table["codes"].numpy().astype(np.int32),
-            "continuous": table["continuous"].numpy().copy(),
-            "log_library": table["log_library"].numpy().copy(),
-            "log_total": log_total.numpy().copy(),
+            "codes": seen["codes"].numpy().astype(np.int32),
+            "continuous": seen["continuous"].numpy().copy(),
+            "log_library": seen["log_library"].numpy().copy(),
+            "log_total": log_total[~self._is_test(len(log_total))].numpy().copy(),
         }
         return table
+
+    def _is_test(self, n: int) -> Tensor:
+        """Mark the cells of the test split among the n cells of the training object."""
+        mask = torch.zeros(n, dtype=torch.bool)
+        if self.test_indices is not None and len(self.test_indices):
+            mask[torch.as_tensor(self.test_indices)] = True
+        return mask
 
     @torch.no_grad()
     def _encode_all(self, batches: Iterator[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
