@@ -26,6 +26,8 @@ setup: $(STAMP)  ## set up a contributor's environment in .venv
 	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/pre-commit install; fi
 	@echo "Ready. Activate it with: source $(BIN)/activate"
 
+# as below: two threads took longer than one wherever another program ran
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(STAMP)  ## run the demonstration on the embedded data
 	$(BIN)/cellsmith demo
 
