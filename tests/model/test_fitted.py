@@ -16,13 +16,14 @@ from cellsmith import _record
 from cellsmith._errors import NotTrainedError, SetupError
 from cellsmith._rng import Streams
 from cellsmith.data.fields import cell_fields, check_counts
-from cellsmith.model._fitted import FittedModel
+from cellsmith.model._fitted import Fit, FittedModel
 
 
 class MeanModel(FittedModel):
     """Mean count of every gene, and one random number."""
 
     _method = "bcpca"
+    _steps = ("sum", "divide")
 
     def __init__(self, adata: Any = None, *, registry: Any = None, factor: float = 1.0) -> None:
         super().__init__(adata, registry)
@@ -35,15 +36,16 @@ class MeanModel(FittedModel):
         check_counts(adata, layer)
         cls._register(adata, cell_fields(layer=layer), {"layer": layer}, source_registry=source_registry)
 
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"mean": (int(self.summary_stats["n_vars"]),), "draw": ()}
-
-    def _fit(self, streams: Streams) -> Mapping[str, torch.Tensor]:
+    def _fit(self, fit: Fit) -> Mapping[str, Any]:
+        fit.step("sum")
         x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         if x.max() > 1e6:
             raise SetupError("too much")
         mean = self.factor * np.asarray(x.mean(axis=0)).ravel()
-        return {"mean": torch.from_numpy(mean), "draw": torch.rand((), generator=streams.torch("init"))}
+        fit.step("divide")
+        for value in (3.0, 2.0, 1.0)[: fit.max_iter]:
+            fit.log("divide/residual", value)
+        return {"mean": mean, "draw": torch.rand((), generator=fit.streams.torch("init"))}
 
     def results(self, adata: Any = None) -> _record.Result:
         self._require_trained("results")
@@ -90,9 +92,30 @@ def test_saved_and_loaded(trained: bool, fitted: MeanModel, tmp_path: Path) -> N
     model.save(str(tmp_path / "m"), save_anndata=True)
     loaded = MeanModel.load(str(tmp_path / "m"), accelerator="cpu")
     assert loaded.is_trained == trained
-    assert torch.equal(loaded.module.mean, model.module.mean)
+    state, expected = loaded.module.state_dict(), model.module.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) and state[name].dtype == expected[name].dtype for name in state)
+    assert ("mean" in state) == trained
     assert loaded.factor == model.factor
     assert loaded.seed_ == model.seed_
+
+
+def test_histories_and_limits(fitted: MeanModel) -> None:
+    assert list(fitted.history_["divide/residual"].iloc[:, 0]) == [3.0, 2.0, 1.0]
+    fitted.train(max_iter=1, max_epochs=7, accelerator="cpu")
+    assert list(fitted.history_["divide/residual"].iloc[:, 0]) == [3.0]
+    fitted.write()
+    assert fitted.adata.uns["bcpca"]["provenance"]["histories"]["divide"]["residual"] == [3.0]
+    with pytest.raises(SetupError, match="max_iter=0"):
+        fitted.train(max_iter=0)
+
+
+def test_steps_come_in_the_declared_order() -> None:
+    fit = Fit(("a", "b"), streams=Streams(0), max_iter=None, device=torch.device("cpu"), progress=False)
+    fit.step("b")
+    with pytest.raises(RuntimeError, match="'a' comes before 'b'"):
+        fit.step("a")
+    assert fit.close() == {}
 
 
 def test_write_needs_a_fit_and_carries_provenance(fitted: MeanModel) -> None:

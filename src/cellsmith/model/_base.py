@@ -41,6 +41,8 @@ class CellModel(BaseModelClass):
     """
 
     _method: ClassVar[str]
+    # The argument of set-up whose modality of a MuData receives the results.
+    _writes_beside: ClassVar[str] = "layer"
 
     def __init__(self, adata: Any = None, registry: Mapping[str, Any] | None = None) -> None:
         if adata is None and registry is None:
@@ -78,6 +80,8 @@ class CellModel(BaseModelClass):
 
     def _check_genes(self, adata: Any) -> None:
         expected, found = self._training_genes(), _genes_of(adata, self._count_modality)
+        if expected is None:
+            return
         if len(expected) == len(found) and np.array_equal(expected, found):
             return
         shared = len(set(expected) & set(found))
@@ -90,10 +94,12 @@ class CellModel(BaseModelClass):
     @property
     def _count_modality(self) -> str | None:
         modalities = self.registry.get("setup_args", {}).get("modalities")
-        return None if modalities is None else modalities.get("layer")
+        return None if modalities is None else modalities.get(self._writes_beside)
 
-    def _training_genes(self) -> np.ndarray:
-        return np.asarray(self.registry["field_registries"]["X"]["state_registry"]["column_names"], dtype=object)
+    def _training_genes(self) -> np.ndarray | None:
+        """Return the names of the registered genes, None for a model that reads none."""
+        field = self.registry["field_registries"].get("X")
+        return None if field is None else np.asarray(field["state_registry"]["column_names"], dtype=object)
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
@@ -329,6 +335,10 @@ class CellModel(BaseModelClass):
         result = self.results(adata) if result is None else result
         _record.write(target, key_added or self._method, result, overwrite=overwrite)
 
+    def _n_cells(self) -> int:
+        """Return the number of training cells."""
+        return int(self.summary_stats["n_cells"])
+
     def _provenance(self, *, inputs: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the block that every result of this model carries."""
         return _record.provenance(
@@ -336,7 +346,7 @@ class CellModel(BaseModelClass):
             seed=self.seed_,
             device=self.device_,
             dtype="float32",
-            n_obs=int(self.summary_stats["n_cells"]),
+            n_obs=self._n_cells(),
             var_names=self._training_genes(),
             inputs={k: v for k, v in inputs.items() if v is not None},
             histories={k: np.asarray(v.iloc[:, 0], dtype=float) for k, v in (self.history_ or {}).items()},
