@@ -10,16 +10,15 @@ import pytest
 
 import cellsmith
 from cellsmith._errors import SetupError
-from cellsmith.benchmark import _bars as bars
-from cellsmith.benchmark import _peers as peers
 from cellsmith.benchmark.__main__ import main
-from cellsmith.benchmark._augmentation import augmentation
 from cellsmith.benchmark._files import data_directory, split, variable_genes
-from cellsmith.benchmark._report import report
-from cellsmith.benchmark._scoring import Judge, composition_is_exact
-from cellsmith.benchmark._speed import alternate
 from cellsmith.benchmark._store import SYNTHESIS, TASKS, Store
-from cellsmith.benchmark._transfer import frequent_types
+from cellsmith.benchmark._synthesis import bars, peers
+from cellsmith.benchmark._synthesis.augmentation import augmentation
+from cellsmith.benchmark._synthesis.report import report
+from cellsmith.benchmark._synthesis.scoring import Judge, composition_is_exact
+from cellsmith.benchmark._synthesis.speed import alternate
+from cellsmith.benchmark._synthesis.transfer import frequent_types
 from cellsmith.metrics import evaluate_synthetic
 
 warnings.filterwarnings("ignore")
@@ -94,7 +93,7 @@ def test_own_generator_runs_beside_the_others(toy, part):
         return peers.memoriser(train, n, rng, keys=["cell_type"])
 
     extra = {"mine": mine}
-    from cellsmith.benchmark._synthesis import run_split
+    from cellsmith.benchmark._synthesis.quality import run_split
 
     store = Store(SYNTHESIS)
     run_split(part, ["mine"], store=store, extra=extra)
@@ -185,5 +184,5 @@ def test_messages(toy, tmp_path, monkeypatch, caplog):
         data_directory()
     assert main(["synthesis", "--out", str(tmp_path)]) == 2
     assert "benchmark data directory" in caplog.text
-    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert main(["synthesis", "--parts", "--out", str(tmp_path)]) == 0
     assert "was not run" in (tmp_path / "synthesis.md").read_text(encoding="utf-8")

@@ -432,7 +432,9 @@ def in_tree(path: str, source: str = "") -> list[str]:
     private = inner == "__init__" or (inner.startswith("_") and head == "metrics")
     if head in TREE and inner and not private and inner not in TREE[head]:
         found.append(f"{path} is not in the tree of {head}/")
-    if head in {"tl", "pp", "pl", "metrics", "benchmark"} and any(name == stem for name, *_ in public(source)):
+    # Only a module beside the lazy namespace can hide a function of it; a folder deeper it cannot.
+    beside = head in {"tl", "pp", "pl", "metrics", "benchmark"} and len(parts) == 2
+    if beside and any(name == stem for name, *_ in public(source)):
         found.append(f"{path} shadows its function {stem}; name the file _{stem}.py")
     return found
 

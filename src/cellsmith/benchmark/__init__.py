@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from cellsmith._lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"synthesis": "._synthesis"})
+__getattr__, __dir__, __all__ = attach(__name__, {"synthesis": "._synthesis.quality"})

@@ -10,10 +10,10 @@ import numpy as np
 from scipy import sparse
 
 from cellsmith.benchmark._files import Split
-from cellsmith.benchmark._fits import Fits
-from cellsmith.benchmark._peers import independent_nb
-from cellsmith.benchmark._scoring import N_COMPONENTS
 from cellsmith.benchmark._store import Store
+from cellsmith.benchmark._synthesis.fits import Fits
+from cellsmith.benchmark._synthesis.peers import independent_nb
+from cellsmith.benchmark._synthesis.scoring import N_COMPONENTS
 from cellsmith.metrics._cells import Space, log_normalise
 from cellsmith.metrics._labels import classifier, f1_per_label
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cellsmith.benchmark import _peers as peers
-from cellsmith.benchmark._bars import OTHER_FILES, QUALITY, SPEED_BARS, Bar, mark
 from cellsmith.benchmark._files import FILES
 from cellsmith.benchmark._store import SPEED, SYNTHESIS, TASKS, Store
-from cellsmith.benchmark._tasks import TASKS as TASK_FILES
-from cellsmith.benchmark._tasks import WRITTEN
+from cellsmith.benchmark._synthesis import peers
+from cellsmith.benchmark._synthesis.bars import OTHER_FILES, QUALITY, SPEED_BARS, Bar, mark
+from cellsmith.benchmark._synthesis.tasks import TASKS as TASK_FILES
+from cellsmith.benchmark._synthesis.tasks import WRITTEN
 from cellsmith.metrics._bands import METRICS, PRIVACY_METRICS
 
 __all__ = ["COMMANDS", "report"]
@@ -23,9 +23,6 @@ SEEDS = (0, 1, 2)
 COMMANDS = """```bash
 export CELLSMITH_DATA=<the benchmark data directory>
 python -m cellsmith.benchmark synthesis --out docs/benchmarks
-python -m cellsmith.benchmark speed --out docs/benchmarks
-python -m cellsmith.benchmark tasks --out docs/benchmarks
-python -m cellsmith.benchmark report --out docs/benchmarks
 ```"""
 SHOWN = {
     "gg_correlation": "gene-gene r",
@@ -243,7 +240,11 @@ def _absent(quality: pd.DataFrame, tasks: pd.DataFrame) -> str:
 
 def _page(quality: pd.DataFrame, fast: pd.DataFrame, tasks: pd.DataFrame, notes: str) -> str:
     main, judged = _Medians(quality, MAIN), _Medians(quality, MAIN, having="SCLD")
-    out = ["# Synthesis: results", "", "This page is written by `python -m cellsmith.benchmark report` from the tables"]
+    out = [
+        "# Synthesis: results",
+        "",
+        "This page is written by `python -m cellsmith.benchmark synthesis` from the tables",
+    ]
     out += ["beside it; [how we measure](index.md) says what the words mean. To run it all again:", "", COMMANDS, ""]
     out += [f"## {MAIN}: the bars", ""]
     seeds = ", ".join(map(str, judged.seeds("SCLD"))) or "none yet"

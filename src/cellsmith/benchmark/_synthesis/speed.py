@@ -18,8 +18,8 @@ from scipy import sparse
 
 from cellsmith._rng import isolated
 from cellsmith.benchmark._files import Split
-from cellsmith.benchmark._fits import BATCH, Fits
 from cellsmith.benchmark._store import Store
+from cellsmith.benchmark._synthesis.fits import BATCH, Fits
 
 __all__ = ["alternate", "speed"]
 

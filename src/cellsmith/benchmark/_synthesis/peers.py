@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from cellsmith._rng import isolated
-from cellsmith.benchmark._fits import Fits
+from cellsmith.benchmark._synthesis.fits import Fits
 from cellsmith.math.counts import dispersion_moments, largest_remainder, library_totals, nb_counts
 from cellsmith.metrics._cells import Space, log_normalise
 from cellsmith.metrics._labels import classifier

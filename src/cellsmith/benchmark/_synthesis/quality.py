@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import Streams
-from cellsmith.benchmark import _peers as peers
 from cellsmith.benchmark._files import Split, split
-from cellsmith.benchmark._fits import Fits
-from cellsmith.benchmark._scoring import Judge
 from cellsmith.benchmark._store import SYNTHESIS, Store
+from cellsmith.benchmark._synthesis import peers
+from cellsmith.benchmark._synthesis.fits import Fits
+from cellsmith.benchmark._synthesis.scoring import Judge
 
 if TYPE_CHECKING:
     import pandas as pd

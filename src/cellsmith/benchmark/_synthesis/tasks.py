@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellsmith._errors import SetupError, nearest
-from cellsmith.benchmark._augmentation import KEPT, augmentation
-from cellsmith.benchmark._donors import donor_privacy
 from cellsmith.benchmark._files import FILES, Split, load, split
-from cellsmith.benchmark._fits import Fits
-from cellsmith.benchmark._guidance import post_guidance, pre_guidance, rare_types
-from cellsmith.benchmark._paths import interpolation, teaching
 from cellsmith.benchmark._store import Store
-from cellsmith.benchmark._transfer import frequent_types, held_out_condition
+from cellsmith.benchmark._synthesis.augmentation import KEPT, augmentation
+from cellsmith.benchmark._synthesis.donors import donor_privacy
+from cellsmith.benchmark._synthesis.fits import Fits
+from cellsmith.benchmark._synthesis.guidance import post_guidance, pre_guidance, rare_types
+from cellsmith.benchmark._synthesis.paths import interpolation, teaching
+from cellsmith.benchmark._synthesis.transfer import frequent_types, held_out_condition
 
-__all__ = ["TASKS", "WRITTEN", "run_task"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["TASKS", "WRITTEN", "run_tasks"]
 
 logger = logging.getLogger("cellsmith")
 
@@ -63,23 +67,23 @@ def _transfer(part: Split, store: Store, max_epochs: int | None) -> None:
             held_out_condition(part, kind, source=source, target=target, store=store, max_epochs=max_epochs)
 
 
-def run_task(
-    task: str,
-    file: str,
+def run_tasks(
+    tasks: Iterable[str],
+    files: Iterable[str] | None,
     *,
     seeds: Iterable[int],
     directory: Path,
     store: Store,
     max_epochs: int | None = None,
 ) -> None:
-    """Run one task on one file.
+    """Run tasks, file after file and cut after cut: tasks of one cut share the models that they need.
 
     Parameters
     ----------
-    task
-        Key of :data:`TASKS`.
-    file
-        Name of the file.
+    tasks
+        Keys of :data:`TASKS`.
+    files
+        Names of the files; None: those of each task.
     seeds
         Seeds of the cuts.
     directory
@@ -94,10 +98,22 @@ def run_task(
     SetupError
         For an unknown task.
     """
-    if task not in TASKS:
-        msg = f"The task {task!r} is unknown. {nearest(task, TASKS)}"
-        raise SetupError(msg)
-    adata = load(directory, file)
+    chosen, seeds = list(tasks), list(seeds)
+    for task in chosen:
+        if task not in TASKS:
+            msg = f"The task {task!r} is unknown. {nearest(task, TASKS)}"
+            raise SetupError(msg)
+    for file in dict.fromkeys(file for task in chosen for file in files or TASKS[task]):
+        # A file that was named runs every task that was named.
+        wanted = [task for task in chosen if files is not None or file in TASKS[task]]
+        adata = load(directory, file)
+        for seed in seeds:
+            _run_cut(wanted, adata, file, seed=seed, store=store, max_epochs=max_epochs)
+
+
+def _run_cut(
+    tasks: Iterable[str], adata: AnnData, file: str, *, seed: int, store: Store, max_epochs: int | None
+) -> None:
     shared: dict[str, Callable[[Split, Fits, Store], None]] = {
         "pre_guidance": pre_guidance,
         "post_guidance": post_guidance,
@@ -105,16 +121,16 @@ def run_task(
         "teaching": teaching,
         "interpolation": lambda part, fits, s: interpolation(part, fits, s, ends=ENDS[part.file]),
     }
-    for seed in seeds:
-        if task == "donors":
-            if not store.has(task=WRITTEN[task], file=file, seed=seed):
-                donor_privacy(adata, file=file, seed=seed, store=store, max_epochs=max_epochs)
-            continue
-        part = split(adata, file=file, seed=seed, batch_key=_batch_of(file))
+    part = split(adata, file=file, seed=seed, batch_key=_batch_of(file))
+    fits = Fits(part.train, labels_key=part.labels_key, batch_key=part.batch_key, seed=seed, max_epochs=max_epochs)
+    for task in tasks:
         if task == "augmentation":
             _augment(part, store, max_epochs)
         elif task == "transfer":
             _transfer(part, store, max_epochs)
-        elif not store.has(task=WRITTEN.get(task, task), file=file, seed=seed):
-            options = {"labels_key": part.labels_key, "batch_key": part.batch_key}
-            shared[task](part, Fits(part.train, **options, seed=seed, max_epochs=max_epochs), store)
+        elif store.has(task=WRITTEN.get(task, task), file=file, seed=seed):
+            continue
+        elif task == "donors":
+            donor_privacy(adata, file=file, seed=seed, store=store, max_epochs=max_epochs)
+        else:
+            shared[task](part, fits, store)

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import sparse
 
 from cellsmith.benchmark._files import Split
-from cellsmith.benchmark._fits import Fits
-from cellsmith.benchmark._scoring import N_COMPONENTS, Judge
 from cellsmith.benchmark._store import Store
+from cellsmith.benchmark._synthesis.fits import Fits
+from cellsmith.benchmark._synthesis.scoring import N_COMPONENTS, Judge
 from cellsmith.metrics._cells import Space, log_normalise
 
 __all__ = ["interpolation", "teaching"]

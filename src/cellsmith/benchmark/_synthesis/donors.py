@@ -7,9 +7,9 @@ import warnings
 import anndata as ad
 import numpy as np
 
-from cellsmith.benchmark._fits import Fits
-from cellsmith.benchmark._peers import memoriser
 from cellsmith.benchmark._store import Store
+from cellsmith.benchmark._synthesis.fits import Fits
+from cellsmith.benchmark._synthesis.peers import memoriser
 from cellsmith.metrics import privacy_report
 
 __all__ = ["donor_privacy"]

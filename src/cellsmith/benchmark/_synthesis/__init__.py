@@ -1,0 +1,1 @@
+"""Synthesis: SCLD beside its peers."""
