@@ -7,11 +7,17 @@ from cellsmith._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AnnotationReport": ".annotation",
         "PrivacyReport": ".privacy",
         "SyntheticReport": ".synthesis",
+        "annotation_report": ".annotation",
+        "ari": ".clustering",
         "evaluate_synthetic": ".synthesis",
+        "macro_f1": ".clustering",
         "membership_auc": ".privacy",
         "nearest_share": ".privacy",
+        "nmi": ".clustering",
         "privacy_report": ".privacy",
+        "rare_f1": ".clustering",
     },
 )

@@ -74,7 +74,7 @@ def apply_temperature(p: npt.ArrayLike, temperature: float) -> Floats:
     if not (math.isfinite(temperature) and temperature > 0):
         raise SetupError(f"Found temperature {temperature!r}, expected a positive number.")
     values: Floats = np.clip(np.asarray(p, dtype=np.float64), 0.0, None)
-    empty: npt.NDArray[np.bool_] = ~(values > 0).any(axis=1) & ~np.isnan(values).any(axis=1)
+    empty = np.asarray(~(values > 0).any(axis=1) & ~np.isnan(values).any(axis=1))
     values = np.where(empty[:, None], 1.0, values)
     with np.errstate(divide="ignore"):
         return _softmax(np.log(values), temperature)
