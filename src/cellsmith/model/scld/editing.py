@@ -11,7 +11,6 @@ import anndata
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from cellsmith._errors import DataWarning, SetupError, nearest
@@ -323,26 +322,6 @@ class EditingMixin:
             prior=module.prior,
         )
         return edm.sample_ddim(denoiser, y, sigmas).cpu(), request
-
-    @torch.no_grad()
-    def encode_counts(self, x: Any, request: Request, codes: np.ndarray) -> np.ndarray:
-        """Return posterior means (n, d) of counts that are not in an AnnData.
-
-        Parameters
-        ----------
-        x
-            Counts (n, G), CSR.
-        request, codes
-            Who these cells are.
-        """
-        module, out = self.module, []
-        given = gen.decoder_covariates(module, codes, continuous=request.continuous, covariates=self.covariates)
-        for start in range(0, x.shape[0], gen.CHUNK):
-            rows = slice(start, start + gen.CHUNK)
-            tensors = {k: v[rows].to(module.device) for k, v in given.items()}
-            tensors[REGISTRY_KEYS.X_KEY] = torch.from_numpy(x[rows].toarray().astype(np.float32)).to(module.device)
-            out.append(module.posterior(tensors)[0].cpu().numpy())
-        return np.concatenate(out)
 
 
 def _join(requests: list[Request]) -> Request:

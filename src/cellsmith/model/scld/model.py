@@ -11,13 +11,15 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 
 from cellsmith import _compat, _record
 from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import REP_KEY, cell_fields, check_counts, check_covariates, modality_of
+from cellsmith.data.fields import REP_KEY, cell_fields, check_counts, modality_of
 from cellsmith.model._base import CellModel
 from cellsmith.model._stage import Optim, Ramp, Stage
 from cellsmith.model.scld.autoencoder import ForeignAutoencoder
 from cellsmith.model.scld.editing import EditingMixin
 from cellsmith.model.scld.module import SCLDModule
+from cellsmith.model.scld.observed import ObservedMixin
 from cellsmith.model.scld.queries import GenerationMixin
+from cellsmith.model.scld.registration import check_columns, check_rep
 from cellsmith.model.scld.request import Covariates, TrainingRows, read_covariates
 from cellsmith.model.scld.source import build_source, describe_source
 from cellsmith.model.scld.training import TrainingMixin
@@ -36,7 +38,7 @@ CHOICES = {
 }
 
 
-class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, CellModel):
+class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMixin, VAEMixin, CellModel):
     """Synthesis of single-cell counts by latent diffusion, with guidance before and after the denoiser.
 
     A count autoencoder (negative binomial, softmax decoder) maps cells to a latent space; a conditional diffusion
@@ -247,8 +249,8 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
         """
         args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
         check_counts(adata, layer)
-        _check_columns(adata.obs, args)
-        _check_rep(adata, use_rep)
+        check_columns(adata.obs, args)
+        check_rep(adata, use_rep)
         cls._register(adata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod
@@ -295,9 +297,9 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, RNASeqMixin, VAEMixin, 
             raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
         check_counts(carrier, layer)
         for name in ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys"):
-            _check_columns(modality_of(mdata, modalities, name).obs, {name: args[name]})
-        _check_columns(modality_of(mdata, modalities, "size_factor_key").obs, {"size_factor_key": size_factor_key})
-        _check_rep(modality_of(mdata, modalities, "use_rep"), use_rep)
+            check_columns(modality_of(mdata, modalities, name).obs, {name: args[name]})
+        check_columns(modality_of(mdata, modalities, "size_factor_key").obs, {"size_factor_key": size_factor_key})
+        check_rep(modality_of(mdata, modalities, "use_rep"), use_rep)
         cls._register(mdata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod
@@ -465,24 +467,3 @@ if not _compat.aggregated_posterior_is_sound():
     # Their densities are wrong in this version of scvi-tools; a wrong number is worse than a missing method.
     SCLD.get_aggregated_posterior = property()  # type: ignore[assignment]
     SCLD.differential_abundance = property()  # type: ignore[assignment]
-
-
-def _check_columns(obs: Any, args: Mapping[str, Any]) -> None:
-    categorical = {k: args.get(k) for k in ("batch_key", "labels_key")}
-    for i, column in enumerate(args.get("categorical_covariate_keys") or ()):
-        categorical[f"categorical_covariate_keys[{i}]"] = column
-    check_covariates(
-        obs,
-        categorical=categorical,
-        continuous=args.get("continuous_covariate_keys") or (),
-        positive=args.get("size_factor_key"),
-    )
-
-
-def _check_rep(adata: Any, use_rep: str | None) -> None:
-    if use_rep is None:
-        return
-    if use_rep not in adata.obsm:
-        raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, adata.obsm)}")
-    if not np.isfinite(np.asarray(adata.obsm[use_rep], dtype=float)).all():
-        raise SetupError(f".obsm[{use_rep!r}] has values that are not finite. Compute it for every cell.")
