@@ -56,7 +56,7 @@ TREE = {
     "": {"__init__", "_record", "cli", *_BASE}
     | {"demo", "math", "nn", "data", "model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"},
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
-    | {"enrichment", "matching", "ontology", "conformal", "privacy"},
+    | {"enrichment", "matching", "ontology", "conformal", "privacy", "missing"},
     "nn": {"mlp", "heads", "denoiser", "propagation"},
     "data": {"fields", "splits"},
     "model": {"_base", "_stage", "_fitted", *METHODS},
