@@ -161,7 +161,9 @@ class ForeignAutoencoder(nn.Module):
         return super().train(False)
 
     def encode(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return posterior mean and log variance (n, d) of the source."""
+        """Return posterior mean and log variance (n, d) of the source, or those that a minified object has kept."""
+        if (mean := tensors.get(REGISTRY_KEYS.LATENT_QZM_KEY)) is not None:
+            return mean.float(), tensors[REGISTRY_KEYS.LATENT_QZV_KEY].float().log()
         given = {**tensors, REGISTRY_KEYS.X_KEY: dense(tensors[REGISTRY_KEYS.X_KEY])}
         with torch.no_grad():
             qz = self.source.inference(**self.source._get_inference_input(given))["qz"]
@@ -169,6 +171,8 @@ class ForeignAutoencoder(nn.Module):
 
     def log_library(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the log library (n,) that the source itself would use: observed, or encoded."""
+        if (total := tensors.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)) is not None:
+            return total.reshape(-1).float().log()
         given = {**tensors, REGISTRY_KEYS.X_KEY: dense(tensors[REGISTRY_KEYS.X_KEY])}
         with torch.no_grad():
             out = self.source.inference(**self.source._get_inference_input(given))

@@ -19,6 +19,7 @@ from cellsmith.math import edm
 from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld import generation as gen
 from cellsmith.model.scld.assemble import assemble_cells
+from cellsmith.model.scld.registration import lacks_counts
 from cellsmith.model.scld.request import Request, request_composition, request_rows
 
 __all__ = ["EditingMixin"]
@@ -58,11 +59,16 @@ class EditingMixin:
         Raises
         ------
         SetupError
-            For a column that is not registered, or a target that is not positive.
+            For a column that is not registered, a target that is not positive, or cells whose counts are gone.
         """
         self._require_trained("augment")
         real = self.adata if adata is None else adata
         real = real.mod[self._count_modality] if hasattr(real, "mod") else real
+        if lacks_counts(real, self.registry["setup_args"].get("layer")):
+            raise SetupError(
+                "augment puts real cells beside synthetic ones, but the counts of these real cells are gone: they are "
+                "minified. Type augment(adata, key=...) with cells that have counts."
+            )
         k = self.covariates.position(key)
         sizes = real.obs[key].value_counts()
         wanted = _targets(target, sizes, self.covariates.categories[k])

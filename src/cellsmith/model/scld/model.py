@@ -19,7 +19,7 @@ from cellsmith.model.scld.editing import EditingMixin
 from cellsmith.model.scld.module import SCLDModule
 from cellsmith.model.scld.observed import ObservedMixin
 from cellsmith.model.scld.queries import GenerationMixin
-from cellsmith.model.scld.registration import check_columns, check_rep
+from cellsmith.model.scld.registration import check_columns, check_object, check_rep, posterior_fields
 from cellsmith.model.scld.request import Covariates, TrainingRows, read_covariates
 from cellsmith.model.scld.source import build_source, describe_source
 from cellsmith.model.scld.training import TrainingMixin
@@ -153,6 +153,11 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
         self._covariates = read_covariates(self.registry)
         rep = self.registry["field_registries"].get(REP_KEY, {}).get("summary_stats", {})
         n_rep = int(next(iter(rep.values()))) if rep else None
+        if source is None and self._lacks_counts():
+            raise SetupError(
+                "The counts of these cells are gone: scvi-tools minified them. Hand over the model that did: "
+                "SCLD.from_scvi_model(model)."
+            )
         if source is not None:
             n_latent = int(source["kwargs"].get("n_latent", 10))
         self._module_kwargs = {
@@ -248,10 +253,11 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
             If the counts or a column cannot be used; the object is then untouched.
         """
         args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
-        check_counts(adata, layer)
+        check_object(adata, layer)
         check_columns(adata.obs, args)
         check_rep(adata, use_rep)
-        cls._register(adata, cell_fields(**args), args, source_registry=source_registry)
+        fields = [*cell_fields(**args), *posterior_fields(adata)]
+        cls._register(adata, fields, args, source_registry=source_registry)
 
     @classmethod
     def setup_mudata(
@@ -321,7 +327,9 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
         """Put a diffusion on top of a trained scVI or scANVI model.
 
         The encoder and decoder are copied and frozen; :meth:`train` refits the dispersion of the copy and trains the
-        diffusion only. The source model and its AnnData are not modified.
+        diffusion only. The source model and its AnnData are not modified. Where the AnnData is minified the diffusion
+        learns from the posterior that it has kept; without counts the dispersion stays that of the source, which a
+        warning says and :attr:`refit_` records.
 
         Parameters
         ----------
@@ -448,7 +456,7 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
         )
 
     def _block(self, **entries: Any) -> dict[str, Any]:
-        covariates = self._covariates
+        covariates, source = self._covariates, self._source or {}
         summary = {k: v for k, v in self.refit_.items() if k != "start_theta"}
         return {
             **entries,
@@ -458,7 +466,11 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
             "refit": summary,
             "provenance": self._provenance(
                 inputs=self.registry.get("setup_args", {}),
-                extra={"library_model": self.module.library_model, "source": (self._source or {}).get("class", "own")},
+                extra={
+                    "library_model": self.module.library_model,
+                    "source": source.get("class", "own"),
+                    "source_cells": source.get("cells", "counts"),
+                },
             ),
         }
 

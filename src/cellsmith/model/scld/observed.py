@@ -9,14 +9,17 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from torch import Tensor
 
+from cellsmith import _record
 from cellsmith._errors import SetupError
 from cellsmith._rng import Streams, isolated, resolve_seed
-from cellsmith.data.fields import check_counts
 from cellsmith.data.splits import CellReader
 from cellsmith.math import edm
+from cellsmith.model._base import _drop_foreign_uuid
 from cellsmith.model.scld import generation as gen
+from cellsmith.model.scld.registration import check_object, lacks_counts, needs_plain_manager, plain_manager
 from cellsmith.model.scld.request import Request
 
 __all__ = ["ObservedMixin"]
@@ -29,8 +32,33 @@ class ObservedMixin:
         """Refuse cells that are no counts or have none, as set-up does: scvi-tools would only warn."""
         if adata is not None and adata is not self.adata:
             carrier = adata.mod[self._count_modality] if hasattr(adata, "mod") else adata
-            check_counts(carrier, self.registry["setup_args"].get("layer"), min_cells=1)
+            check_object(carrier, self.registry["setup_args"].get("layer"), min_cells=1)
+            self._register_plainly(adata)
         return super()._validate_anndata(adata, copy_if_view)
+
+    def _register_plainly(self, adata: Any) -> None:
+        """Register cells that have counts where the training cells have a posterior instead."""
+        if not needs_plain_manager(self.adata_manager, adata):
+            return
+        known = type(self)._per_instance_manager_store.get(self.id, {}).get(adata.uns.get("_scvi_uuid"))
+        if known is not None and known.adata is adata:
+            return
+        if known is not None:
+            _record.forget_registration(adata)
+        _drop_foreign_uuid(adata)
+        self._check_genes(adata)
+        self._register_manager_for_instance(plain_manager(self.adata_manager, adata))
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """What is left of the training cells, in the words of scvi-tools; None where they have their counts.
+
+        By this name scvi-tools refuses its queries that need counts.
+        """
+        return ADATA_MINIFY_TYPE.LATENT_POSTERIOR if self._lacks_counts() else None
+
+    def _lacks_counts(self) -> bool:
+        return lacks_counts(self.adata, self.registry["setup_args"].get("layer"))
 
     def training_states(self) -> dict[str, Tensor]:
         """Return one posterior draw of every training cell.

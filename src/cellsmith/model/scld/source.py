@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from scvi.data._constants import _ADATA_MINIFY_TYPE_UNS_KEY
 
 from cellsmith._errors import NotTrainedError, SetupError
+from cellsmith.model.scld.registration import OBSERVED_TOTAL, POSTERIOR_MEAN, POSTERIOR_VARIANCE
 
 __all__ = ["build_source", "describe_source"]
 
@@ -31,16 +33,15 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
 
     Returns
     -------
-    ``{"class": path, "kwargs": plain arguments}``; an AnnData of its own with the same count matrix; the arguments of
-    ``SCLD.setup_anndata``.
+    ``{"class": path, "kwargs": plain arguments, "cells": "counts" or the kind of minification}``; an AnnData of its own
+    with the same count matrix, and the posterior where the object is minified; the arguments of ``SCLD.setup_anndata``.
 
     Raises
     ------
     NotTrainedError
         If the model is not trained.
     SetupError
-        For another class, a "normal" likelihood, a logistic-normal latent, size factors, a minified model, or other
-        genes.
+        For another class, a "normal" likelihood, a logistic-normal latent, size factors, or other genes.
     """
     import scvi
 
@@ -66,11 +67,6 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
             "The model was registered with size_factor_key, so that its decoder gives rates without a total, not "
             "shares of one. Accepted: models without it; train SCLD itself with size_factor_key=."
         )
-    if module.minified_data_type is not None:
-        raise SetupError(
-            "The model's AnnData is minified, so there are no counts to learn depth and dispersion from. Load the "
-            "model with its full AnnData: SCVI.load(path, adata=full)."
-        )
     source_data = model.adata if adata is None else adata
     genes = np.asarray(model.registry["field_registries"]["X"]["state_registry"]["column_names"], dtype=object)
     found = np.asarray(source_data.var_names, dtype=object)
@@ -80,7 +76,7 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
             "of the model. Order them as in the model: adata = adata[:, model.get_var_names()]."
         )
     args = model.registry["setup_args"]
-    carrier = _carrier(source_data, model.registry)
+    carrier = _carrier(source_data, model.registry, _posterior(model, source_data))
     setup = {
         name: args.get(name)
         for name in (
@@ -95,10 +91,42 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
     state = model.registry["field_registries"]["labels"]["state_registry"]
     setup["unlabeled_category"] = state.get("unlabeled_category")
     path = f"{type(module).__module__}.{type(module).__qualname__}"
-    return {"class": path, "kwargs": _module_arguments(model)}, carrier, setup
+    cells = source_data.uns.get(_ADATA_MINIFY_TYPE_UNS_KEY, "counts")
+    return {"class": path, "kwargs": _module_arguments(model), "cells": cells}, carrier, setup
 
 
-def _carrier(adata: AnnData, registry: Mapping[str, Any]) -> AnnData:
+def _posterior(model: Any, adata: AnnData) -> dict[str, np.ndarray] | None:
+    """Return what a minified object keeps of every cell: posterior mean and variance (n, d) and total (n,)."""
+    if adata.uns.get(_ADATA_MINIFY_TYPE_UNS_KEY) is None:
+        return None
+    mean, variance, total = model._LATENT_QZM_KEY, model._LATENT_QZV_KEY, model._OBSERVED_LIB_SIZE_KEY
+    if mean not in adata.obsm or variance not in adata.obsm or total not in adata.obs:
+        raise SetupError(
+            f"adata is minified, but not by this {type(model).__name__}: it lacks .obsm[{mean!r}], .obsm[{variance!r}] "
+            f"or .obs[{total!r}]. Minify it with this model, or hand over the cells with their counts."
+        )
+    out = {
+        POSTERIOR_MEAN: np.array(adata.obsm[mean], dtype=np.float32),
+        POSTERIOR_VARIANCE: np.array(adata.obsm[variance], dtype=np.float32),
+        OBSERVED_TOTAL: np.array(adata.obs[total], dtype=np.float32),
+    }
+    shape = (adata.n_obs, int(model.module.n_latent))
+    for key in (POSTERIOR_MEAN, POSTERIOR_VARIANCE):
+        if out[key].shape != shape or not np.isfinite(out[key]).all():
+            raise SetupError(
+                f"The posterior of the minified adata has the shape {out[key].shape}; expected finite numbers of shape "
+                f"{shape}. Minify it again: model.adata.obsm['X_latent_qzm'], model.adata.obsm['X_latent_qzv'] = "
+                "model.get_latent_representation(return_dist=True); model.minify_adata()."
+            )
+    if not (out[POSTERIOR_VARIANCE].min() > 0 and out[OBSERVED_TOTAL].min() > 0):
+        raise SetupError(
+            f"The minified adata has a variance of {out[POSTERIOR_VARIANCE].min():g} or a total of "
+            f"{out[OBSERVED_TOTAL].min():g}; expected positive numbers. Drop cells without counts before minifying."
+        )
+    return out
+
+
+def _carrier(adata: AnnData, registry: Mapping[str, Any], posterior: Mapping[str, np.ndarray] | None) -> AnnData:
     """Return a new AnnData that shares the count matrix; categories are ordered as in the model."""
     obs = adata.obs[[c for c in adata.obs.columns if not c.startswith("_scvi")]].copy()
     fields = registry["field_registries"]
@@ -111,7 +139,12 @@ def _carrier(adata: AnnData, registry: Mapping[str, Any]) -> AnnData:
     orders |= {k: extra["mappings"][k] for k in extra.get("field_keys", ())}
     for column, order in orders.items():
         obs[column] = pd.Categorical(obs[column], categories=list(order))
-    return AnnData(X=adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=dict(adata.layers))
+    obsm = {}
+    if posterior is not None:
+        obs[OBSERVED_TOTAL] = posterior[OBSERVED_TOTAL]
+        obsm = {k: posterior[k] for k in (POSTERIOR_MEAN, POSTERIOR_VARIANCE)}
+    var = pd.DataFrame(index=adata.var_names)
+    return AnnData(X=adata.X, obs=obs, var=var, layers=dict(adata.layers), obsm=obsm)
 
 
 def _module_arguments(model: Any) -> dict[str, Any]:

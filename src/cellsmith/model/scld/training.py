@@ -23,6 +23,7 @@ __all__ = ["TrainingMixin"]
 # Moments and the refit are averages over cells: more of them than this change nothing that matters.
 MAX_MOMENT_CELLS = 20_000
 MAX_REFIT_CELLS = 50_000
+MINIFIED_REASON = "the cells of the source are minified, so that their counts are gone"
 
 
 class TrainingMixin:
@@ -132,13 +133,22 @@ class TrainingMixin:
                     "continuous": torch.zeros(n, 0) if continuous is None else continuous.float().cpu(),
                 }
             )
-            total = _to_scipy(batch[REGISTRY_KEYS.X_KEY]).sum(axis=1)
+            total = batch.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)
+            total = _to_scipy(batch[REGISTRY_KEYS.X_KEY]).sum(axis=1) if total is None else total
             totals.append(torch.from_numpy(np.asarray(total, dtype=float).ravel()).log())
         return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}, torch.cat(totals)
 
     @torch.no_grad()
     def _calibrate(self, streams: Streams) -> None:
         """E8: refit the dispersion with the decoder frozen; kept unless held-out cells become clearly less likely."""
+        if self._lacks_counts():
+            self.refit_.update({"done": False, "accepted": True, "reason": MINIFIED_REASON})
+            self._note(
+                f"The dispersion was not refitted: {MINIFIED_REASON}. Single genes may look less real; load the source "
+                "with its full AnnData to refit it: SCVI.load(path, adata=full).",
+                DataWarning,
+            )
+            return
         fit = self._training_sample(MAX_REFIT_CELLS, streams)
         held_out = fit if self._datamodule is not None or not len(self._split[1]) else self._split[1]
         self.module.eval()
