@@ -71,8 +71,9 @@ def _column(adata: AnnData, key: str, argument: str) -> np.ndarray:
 
 def _names(values: np.ndarray) -> np.ndarray:
     """Return labels as text, None where missing; an empty text is a missing label."""
-    missing = pd.isna(values) | (values == "")
-    return np.array([None if m else str(v) for v, m in zip(values, missing, strict=True)], dtype=object)
+    codes, distinct = pd.factorize(values)
+    names = np.array([*(str(v) if v != "" else None for v in distinct), None], dtype=object)
+    return names[codes]  # -1, missing, is the last
 
 
 def _classes(adata: AnnData, key: str, values: Any) -> list[str]:

@@ -109,7 +109,10 @@ def bootstrap(
     -------
     One mapping score -> (B,) for each prediction.
     """
-    rows, sizes = np.unique(np.column_stack(columns), axis=0, return_counts=True)
+    # one number a row of codes, because numbers sort faster than rows
+    joint = np.ravel_multi_index(tuple(columns), (n_classes,) * len(columns))
+    found, sizes = np.unique(joint, return_counts=True)
+    rows = np.column_stack(np.unravel_index(found, (n_classes,) * len(columns)))
     n = int(sizes.sum())
     drawn = generator.multinomial(n, sizes / n, size=n_boot)
     codes = [csr_array((np.ones(len(rows)), (np.arange(len(rows)), c)), shape=(len(rows), n_classes)) for c in rows.T]

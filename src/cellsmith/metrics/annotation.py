@@ -26,7 +26,7 @@ _NAN = float("nan")
 def _codes(cells: Annotation) -> tuple[list[str], list[np.ndarray]]:
     """Return all names, sorted, and the codes of truth, prediction and (where there is one) raw label."""
     sides = [side for side in (cells.truth, cells.predicted, cells.raw) if side is not None]
-    names = sorted({*cells.classes, *(name for side in sides for name in side)})
+    names = sorted({*cells.classes, *(name for side in sides for name in pd.unique(side))})
     index = pd.Index(names)
     return names, [index.get_indexer(side) for side in sides]
 
