@@ -20,7 +20,8 @@ ontology: cl
 [Term]
 id: CL:0000000
 name: cell
-def: "A unit, \"the\" unit." [PMID:1]
+def: "A unit,\nthe \"unit\"." [PMID:1]
+relationship: BFO:0000050 CL:0000000 {all_only="true"} ! part of
 
 [Term]
 id: CL:0000542
@@ -112,12 +113,13 @@ def ontology() -> Ontology:
 
 
 def test_obo_is_read(ontology):
+    """Among others: a relation that only restricts ("all_only", which released files put on a term itself) is none."""
     assert ontology.version == "releases/2024-01-04"
     assert ontology.digest == hashlib.sha256(OBO.encode()).hexdigest()
     assert len(ontology) == 8
     assert "CL:0000001" not in ontology
     assert ontology.names["CL:0000084"] == "T cell"
-    assert ontology.definitions == {"CL:0000000": 'A unit, "the" unit.'}
+    assert ontology.definitions == {"CL:0000000": 'A unit,\nthe "unit".'}
     assert ontology.synonyms["CL:0000084"] == ("T-cell", "T lymphocyte")
     assert ontology.is_a["CL:0000910"] == ("CL:0000084", "CL:0000911")
     assert ontology.is_a["CL:0000236"] == ("CL:0000542",)

@@ -18,6 +18,7 @@ _PART_OF = {"part_of", "BFO:0000050"}
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(\w*)')
 _FOLDER = re.compile(r".*[/#]")
 _ESCAPE = re.compile(r"\\(.)")
+_BLANKS = {"n": "\n", "t": "\t", "W": " "}
 
 
 @dataclass
@@ -105,6 +106,10 @@ def _bare(value: str) -> str:
     return value.split(" !")[0].split(" {")[0].strip()
 
 
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: _BLANKS.get(found[1], found[1]), text)
+
+
 def _read_obo(body: str) -> tuple[str, dict[str, _Term]]:
     version, terms, term = "", {}, _Term()
     for stanza, tag, value in _tags(body):
@@ -122,14 +127,14 @@ def _read_obo(body: str) -> tuple[str, dict[str, _Term]]:
 def _put_tag(term: _Term, tag: str, value: str) -> None:
     quoted = _QUOTED.match(value)
     if tag == "name":
-        term.name = _ESCAPE.sub(r"\1", value)
+        term.name = _unescaped(value)
     elif tag == "def" and quoted:
-        term.definition = _ESCAPE.sub(r"\1", quoted[1])
+        term.definition = _unescaped(quoted[1])
     elif tag == "synonym" and quoted and quoted[2] == "EXACT":
-        term.synonyms.append(_ESCAPE.sub(r"\1", quoted[1]))
+        term.synonyms.append(_unescaped(quoted[1]))
     elif tag == "is_a":
         term.is_a.append(term_id(_bare(value)))
-    elif tag == "relationship":
+    elif tag == "relationship" and 'all_only="true"' not in value:  # "if at all, then of": no parent
         relation, _, target = _bare(value).partition(" ")
         if _is_part_of(relation):
             term.part_of.append(term_id(target))
