@@ -1,0 +1,1 @@
+"""GRIT: refine any classifier's scores over the cell graph, with a certificate."""
