@@ -7,6 +7,7 @@ from cellsmith._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "bcpca_baselines": "._bcpca",
         "interpolation": "._synthesis",
         "privacy": "._synthesis",
         "synthetic_genes": "._synthesis",

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from cellsmith.math.missing.masks import WORDS, Mask, Pattern, find_mask, find_values, read_blocks
+from cellsmith.math.missing.masks import WORDS, Mask, Pattern, checked_weights, find_mask, find_values, read_blocks
 from cellsmith.math.missing.sources import Rows, aligned_rows, chunk_bounds, dense, rows_of, whole
 from cellsmith.math.missing.zeros import (
     consensus_zeros,
@@ -25,6 +25,7 @@ __all__ = [
     "Pattern",
     "Rows",
     "aligned_rows",
+    "checked_weights",
     "chunk_bounds",
     "consensus_zeros",
     "dense",

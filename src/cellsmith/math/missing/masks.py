@@ -14,7 +14,7 @@ from cellsmith._errors import SetupError, nearest
 from cellsmith.math import gram
 from cellsmith.math.missing.sources import Rows, aligned_rows, chunk_bounds, rows_of
 
-__all__ = ["WORDS", "Pattern", "find_mask", "find_values", "read_blocks"]
+__all__ = ["WORDS", "Pattern", "checked_weights", "find_mask", "find_values", "read_blocks"]
 
 WORDS = ("nan", "zero")
 
@@ -148,7 +148,8 @@ def read_blocks(
 
 def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.bool_] | None) -> gram.Block:
     if isinstance(mask, Pattern):
-        return _patterned(x, _weights(mask, start, stop), mask.marks, absent=absent)
+        weights = checked_weights(mask.rows.read(start, stop), mask.where, start, stop)
+        return _patterned(x, weights, mask.marks, absent=absent)
     if mask == "zero":
         values = x.copy() if sp.issparse(x) else sp.csr_matrix(np.where(_known(absent, x), x, 0.0))
         if np.isnan(values.data).any():
@@ -169,13 +170,13 @@ def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.
     return gram.missing_block(x, gone)
 
 
-def _weights(mask: Pattern, start: int, stop: int) -> Any:
-    m = mask.rows.read(start, stop)
+def checked_weights(m: Any, where: str, start: int, stop: int) -> Any:
+    """Return weights (stop - start, D), dense or CSR, or raise `SetupError` if one is outside [0, 1]."""
     data = m.data if sp.issparse(m) else m
     if data.size and not (data.min() >= 0 and data.max() <= 1):
         wrong = data[~((data >= 0) & (data <= 1))].flat[0]
         raise SetupError(
-            f"{mask.where} holds {wrong!r} in rows {start} to {stop - 1}; expected values from 0 to 1: "
+            f"{where} holds {float(wrong)} in rows {start} to {stop - 1}; expected values from 0 to 1: "
             "1 = observed, 0 = missing, a fraction = probability that the entry informs."
         )
     return m
