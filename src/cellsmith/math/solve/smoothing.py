@@ -156,4 +156,4 @@ def solved_supersolution(equations: System) -> Supersolution:
             "expected > 0: no error bound. Give the weights more even values or clamp more cells."
         )
     label = np.asarray(csgraph.connected_components(matrix, directed=False)[1])
-    return Supersolution(v=v, g=g, component=label, row_sum=row_sum, n_terms=n_terms)
+    return Supersolution(v=v, g=g, component=label, row_sum=row_sum, diag=equations.diag, n_terms=n_terms)

@@ -341,4 +341,4 @@ def _known(
         return None
     row_sum = 2 * diag - np.asarray(matrix.sum(axis=1)).reshape(-1)
     label = np.asarray(csgraph.connected_components(matrix, directed=False)[1])
-    return Supersolution(v=v, g=g, component=label, row_sum=row_sum, n_terms=n_terms)
+    return Supersolution(v=v, g=g, component=label, row_sum=row_sum, diag=diag, n_terms=n_terms)
