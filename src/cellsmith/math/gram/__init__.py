@@ -1,30 +1,123 @@
 """Bias-corrected Gram operators for matrices with missing entries.
 
-Public surface (every name is exported here; ``n`` cells, ``D`` features, ``k`` components, ``R`` overlap factors):
-
-* data, in row blocks (``Blocks`` = callable that returns a fresh iterator of ``(start, Block)``)
-
-  - ``dense_block(values, weights=None)``  NaN = missing; ``observed_block(values, observed)``; ``missing_block(values, missing)``
-    (CSR patterns, fractions allowed); a ``Block`` has ``shape``, ``row_counts() col_counts() col_sums()``,
-    ``first_bad() -> (row, feature, value) | None``, ``take(cells, features)``, ``centred(means, dtype=) -> Centred``
-  - ``row_blocks(block, n_rows=None) -> Blocks``, ``select_blocks(blocks, *, cells=None, features=None) -> Blocks``
-  - ``centred_blocks(blocks, means, *, dtype="float32", keep=False) -> CentredBlocks``; a ``Centred`` has
-    ``dot(B) (rows, p)``, ``tdot(B) (D, p)``, ``squares`` (sum_d m z^2), ``norms`` (|Z_i|^2), ``row_counts``
-  - ``hold_out(blocks, *, share=0.05, seed) -> HeldOut`` (``.blocks``, ``.entries()``);
-    ``permute_within_mask(blocks, *, generator) -> Blocks``
-
-* ``observed_stats(blocks) -> Stats(row_counts, col_counts, means, n_cells, n_features)``; ``cell_groups(blocks, stats) -> (n,) int``
-* ``fit_logistic(row_counts, col_counts, *, tol=1e-6, max_rounds=100)``, ``fit_rank1(stats, *, legacy=False)``,
-  ``fit_grouped(blocks, groups)``, ``fit_covariates(blocks, stats, *, cell_design=None, feature_design=None)``,
-  ``custom_probability(values, *, shape=None)`` -> ``Probability``: ``row_sums() self_overlap() mean_overlap()``,
-  ``block(rows)``, ``overlap(pairs)``, ``new_cells(...) -> Probability``, ``state()``
-* ``overlap_factors(probability, *, tol=1e-4, max_rank=12, generator) -> Factors(u (n, R), s (R,), error)``; ``Factors.extend(probability) -> (m, R)``
-* ``gram_operator(blocks, factors, row_sums) -> Operator(apply, delta, diagonal)``, ``mean_operator``, ``pairwise_operator``, ``dense_operator``
-* ``block_krylov(apply, n, k, *, tol, start, max_iter) -> Eigen(values, vectors, images, residuals, ...)``,
-  ``top_eigenpairs(operator, k, *, tol, max_iter, oversample, generator) -> Eigen``, ``spectrum_mass(operator, eigen, *, generator) -> Mass``
-* ``embedding(eigen, n_features)``, ``projections(operator, vectors) -> (R, D, k)``, ``nystrom(blocks, weights, *, projections, s, values)``,
-  ``loadings(operator, eigen, *, col_rates, self_overlap) -> (D, k)``, ``orient(eigen, loadings)``
-* ``prime_step``, ``prime``, ``hetero``, ``heldout_error``, ``regress``
-* ``choose_rank(values, rule, *, total=None, null=None)``, ``corrected_distances(operator, pairs) -> (d2, floored_share)``,
-  ``gram_blocks(operator, chunk_size)``, ``diagnose(...)``, ``sin_theta(x, y)``, ``dense_legacy(Y, M)``
+``n`` cells, ``D`` features, ``k`` components, ``R`` overlap factors. Data come in row blocks (``blocks``, ``centred``);
+one pass gives their ``statistics``; a ``probability`` model of the mask (``logistic``, ``covariates``) gives the
+expected ``overlap`` of cells, factored; the ``operator`` divides by it; ``krylov`` finds its eigenpairs; ``nystrom``
+turns them into coordinates. ``refine``, ``rank_rules``, ``distances``, ``diagnostics`` and ``heldout`` work on these.
 """
+
+from __future__ import annotations
+
+from cellsmith.math.gram.blocks import (
+    Block,
+    Blocks,
+    CentredBlocks,
+    centred_blocks,
+    dense_block,
+    missing_block,
+    observed_block,
+    row_blocks,
+    select_blocks,
+)
+from cellsmith.math.gram.centred import Centred
+from cellsmith.math.gram.covariates import CovariateProbability, fit_covariates, mask_products
+from cellsmith.math.gram.diagnostics import QUANTILES, Diagnostics, diagnose
+from cellsmith.math.gram.distances import corrected_distances, corrected_products
+from cellsmith.math.gram.heldout import HeldOut, heldout_error, hold_out, permute_within_mask
+from cellsmith.math.gram.krylov import Eigen, Mass, block_krylov, frobenius_norm, spectrum_mass, top_eigenpairs
+from cellsmith.math.gram.legacy import dense_legacy
+from cellsmith.math.gram.logistic import fit_logistic
+from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term
+from cellsmith.math.gram.operator import (
+    Operator,
+    dense_operator,
+    gram_blocks,
+    gram_operator,
+    mean_operator,
+    pairwise_operator,
+)
+from cellsmith.math.gram.overlap import Factors, mean_factors, overlap_factors
+from cellsmith.math.gram.probability import (
+    GroupedProbability,
+    Probability,
+    Rank1Probability,
+    ScalarProbability,
+    TableProbability,
+    custom_probability,
+    fit_grouped,
+    fit_rank1,
+)
+from cellsmith.math.gram.rank_rules import RULES, choose_rank
+from cellsmith.math.gram.refine import Refined, hetero, prime, prime_step
+from cellsmith.math.gram.regression import regress
+from cellsmith.math.gram.statistics import MAX_DENSE, Stats, cell_groups, observed_stats, shared_counts
+from cellsmith.math.gram.subspace import sin_theta
+
+__all__ = [
+    "MAX_DENSE",
+    "QUANTILES",
+    "RULES",
+    "Block",
+    "Blocks",
+    "Centred",
+    "CentredBlocks",
+    "CovariateProbability",
+    "Diagnostics",
+    "Eigen",
+    "Factors",
+    "GroupedProbability",
+    "HeldOut",
+    "Mass",
+    "Operator",
+    "Probability",
+    "Rank1Probability",
+    "Refined",
+    "ScalarProbability",
+    "Stats",
+    "TableProbability",
+    "block_krylov",
+    "cell_groups",
+    "centred_blocks",
+    "choose_rank",
+    "corrected_distances",
+    "corrected_products",
+    "custom_probability",
+    "dense_block",
+    "dense_legacy",
+    "dense_operator",
+    "diagnose",
+    "embedding",
+    "fit_covariates",
+    "fit_grouped",
+    "fit_logistic",
+    "fit_rank1",
+    "frobenius_norm",
+    "gram_blocks",
+    "gram_operator",
+    "heldout_error",
+    "hetero",
+    "hold_out",
+    "loadings",
+    "mask_products",
+    "mean_factors",
+    "mean_operator",
+    "missing_block",
+    "nystrom",
+    "observed_block",
+    "observed_stats",
+    "orient",
+    "overlap_factors",
+    "pairwise_operator",
+    "permute_within_mask",
+    "prime",
+    "prime_step",
+    "projections",
+    "regress",
+    "row_blocks",
+    "select_blocks",
+    "self_term",
+    "shared_counts",
+    "sin_theta",
+    "spectrum_mass",
+    "top_eigenpairs",
+]

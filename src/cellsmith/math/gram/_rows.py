@@ -1,0 +1,79 @@
+"""Slicing and looking up compressed rows without copying them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+__all__ = ["TILE", "as_rows", "lookup", "row_of_entries", "row_sums", "same_pattern", "tiles", "view"]
+
+TILE = 4096  # rows handled at once: the operands of a product stay in the cache, and sums cross tiles in float64
+
+
+def as_rows(x: Any) -> sp.csr_matrix:
+    """Return ``x`` as CSR with sorted indices and no duplicates; a copy only where it was neither."""
+    rows = sp.csr_matrix(x)
+    if not rows.has_canonical_format:
+        rows = rows.copy() if rows is x or rows.data is getattr(x, "data", None) else rows
+        rows.sum_duplicates()
+    return rows
+
+
+def view(x: sp.csr_matrix, start: int, stop: int, data: npt.NDArray[Any] | None = None) -> sp.csr_matrix:
+    """Rows ``start`` to ``stop`` that share indices and data with ``x`` (``data`` in place of ``x.data`` if given)."""
+    first, last = int(x.indptr[start]), int(x.indptr[stop])
+    values = x.data if data is None else data
+    out = sp.csr_matrix((stop - start, x.shape[1]), dtype=values.dtype)
+    out.data, out.indices, out.indptr = values[first:last], x.indices[first:last], x.indptr[start : stop + 1] - first
+    # A slice of canonical rows is canonical; scipy would spend a pass on finding out.
+    out.has_canonical_format = out.has_sorted_indices = True
+    return out
+
+
+def tiles(n_rows: int, step: int = TILE) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive tiles of rows."""
+    for start in range(0, n_rows, step):
+        yield start, min(n_rows, start + step)
+
+
+def row_of_entries(x: sp.csr_matrix) -> npt.NDArray[np.int64]:
+    """Row number of each stored entry, (nnz,)."""
+    return np.repeat(np.arange(x.shape[0], dtype=np.int64), np.diff(x.indptr))
+
+
+def row_sums(indptr: npt.NDArray[Any], data: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Sum of the stored entries of each row in float64, (rows,); empty rows give 0."""
+    total = np.zeros(len(indptr) - 1)
+    filled = np.flatnonzero(np.diff(indptr))
+    if filled.size:
+        total[filled] = np.add.reduceat(data, indptr[:-1][filled], dtype=np.float64)
+    return total
+
+
+def same_pattern(x: sp.csr_matrix, y: sp.csr_matrix) -> bool:
+    """Whether both store exactly the same entries."""
+    if x.nnz != y.nnz or not np.array_equal(x.indptr, y.indptr):
+        return False
+    return x.indices is y.indices or bool(np.array_equal(x.indices, y.indices))
+
+
+def lookup(x: sp.csr_matrix, pattern: sp.csr_matrix) -> npt.NDArray[Any]:
+    """Values of ``x`` at the stored entries of ``pattern``, (nnz of pattern,); 0 where ``x`` stores nothing."""
+    if same_pattern(x, pattern):
+        return np.asarray(x.data)
+    out = np.zeros(pattern.nnz, dtype=x.dtype)
+    for start, stop in tiles(x.shape[0]):
+        have, want = view(x, start, stop), view(pattern, start, stop)
+        if have.nnz == 0 or want.nnz == 0:
+            continue
+        width = np.int64(x.shape[1])
+        keys = row_of_entries(have) * width + have.indices
+        asked = row_of_entries(want) * width + want.indices
+        place = np.minimum(np.searchsorted(keys, asked), keys.size - 1)
+        found = keys[place] == asked
+        out[pattern.indptr[start] : pattern.indptr[stop]][found] = have.data[place[found]]
+    return out
