@@ -38,14 +38,18 @@ def dense(values: Any, *, where: str) -> Floats:
         try:
             values = values.apply(lambda c: pd.to_numeric(c.astype(object))).to_numpy(dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise SetupError(f"{where} has columns that are no numbers ({error}); expected one score a class.") from None
+            raise SetupError(
+                f"{where} has columns that are no numbers ({error}); expected one score a class."
+            ) from None
     if hasattr(values, "compute"):
         values = values.compute()
     if sp.issparse(values):
         values = values.toarray()
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
-        raise SetupError(f"{where} has dtype {array.dtype}; expected numbers. For hard labels type from_labels(series).")
+        raise SetupError(
+            f"{where} has dtype {array.dtype}; expected numbers. For hard labels type from_labels(series)."
+        )
     if array.ndim != 2 or array.shape[1] == 0:
         raise SetupError(f"{where} has shape {array.shape}; expected (cells, classes) with at least one class.")
     keep = array.dtype.kind == "f" and array.dtype.itemsize in (4, 8)
@@ -64,16 +68,16 @@ def check_scores(
     """
     if values.shape != (len(obs_names), len(classes)):
         raise SetupError(
-            f"{where} has shape {values.shape}; expected ({len(obs_names)}, {len(classes)}): one row a cell, one column "
-            "a class."
+            f"{where} has shape {values.shape}; expected ({len(obs_names)}, {len(classes)}): one row a cell, one "
+            "column a class."
         )
     missing = np.isnan(values)
     wrong = np.isinf(values) | (missing & ~missing.all(axis=1, keepdims=True))
     if wrong.any():
         i, c = (int(x) for x in np.argwhere(wrong)[0])
         raise SetupError(
-            f"{where} of cell {obs_names[i]!r}, class {classes[c]!r} is {values[i, c]}; expected finite numbers, or NaN "
-            "in the whole row for a cell without scores."
+            f"{where} of cell {obs_names[i]!r}, class {classes[c]!r} is {values[i, c]}; expected finite numbers, or "
+            "NaN in the whole row for a cell without scores."
         )
     if some and missing.all():
         raise SetupError(f"{where} holds nothing but NaN; expected scores for at least one cell.")
@@ -106,8 +110,8 @@ def reindexed(values: Any, names: Any, obs_names: pd.Index, *, where: str) -> An
     lost = obs_names[position < 0]
     if len(lost):
         raise SetupError(
-            f"{where} lacks {len(lost)} of {len(obs_names)} cells, first {', '.join(map(repr, lost[:3]))}; expected one "
-            f"row for each of obs_names (the table has {', '.join(map(repr, index[:3]))}, ...)."
+            f"{where} lacks {len(lost)} of {len(obs_names)} cells, first {', '.join(map(repr, lost[:3]))}; expected "
+            f"one row for each of obs_names (the table has {', '.join(map(repr, index[:3]))}, ...)."
         )
     return values.iloc[position] if isinstance(values, pd.DataFrame) else values[position]
 
@@ -130,8 +134,8 @@ def class_names(values: Any, classes: Sequence[Any] | None, *, where: str) -> tu
     names = tuple(str(c) for c in np.asarray(classes, dtype=object).ravel())
     if len(set(names)) != len(names) or len(names) != values.shape[1]:
         raise SetupError(
-            f"Found {len(names)} class names ({len(set(names))} distinct) for the {values.shape[1]} columns of {where}; "
-            "expected one distinct name a column."
+            f"Found {len(names)} class names ({len(set(names))} distinct) for the {values.shape[1]} columns of "
+            f"{where}; expected one distinct name a column."
         )
     return names
 
@@ -200,8 +204,8 @@ def read_rep(carrier: Any, use_rep: str, *, n: int | None = None) -> Floats:
     """
     if use_rep not in carrier.obsm:
         raise SetupError(
-            f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, carrier.obsm)} Type sc.pp.pca(adata) first, or name "
-            "a graph with neighbors_key=..."
+            f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, carrier.obsm)} Type sc.pp.pca(adata) first, or "
+            "name a graph with neighbors_key=..."
         )
     values = carrier.obsm[use_rep]
     array = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float32)

@@ -13,8 +13,10 @@ from cellsmith._errors import SetupError, nearest
 from cellsmith.model._fitted import Fit, FittedModel
 from cellsmith.model.grit import equations as eq
 from cellsmith.model.grit.anchors import ANCHORS
+from cellsmith.model.grit.defaults import SCORE_TEMPERATURE, SMOOTHNESS_WEIGHT, Default
 from cellsmith.model.grit.fitting import FittingMixin
 from cellsmith.model.grit.queries import QueryMixin
+from cellsmith.model.grit.results import ResultsMixin
 from cellsmith.model.grit.setup import check_setup, fields_of
 
 __all__ = ["GRIT"]
@@ -31,11 +33,7 @@ CHOICES = {
 }
 
 
-class Default(float):
-    """A default that can be told from the same number typed by a user."""
-
-
-class GRIT(FittingMixin, QueryMixin, FittedModel):
+class GRIT(FittingMixin, QueryMixin, ResultsMixin, FittedModel):
     """Refinement of class scores over the cell graph, with error bounds, calibration and rejection.
 
     The refined scores minimise a convex objective: stay close to the given scores, and be alike in neighbouring cells.
@@ -98,11 +96,11 @@ class GRIT(FittingMixin, QueryMixin, FittedModel):
         adata: Any = None,
         *,
         registry: Mapping[str, Any] | None = None,
-        smoothness_weight: float = Default(5.0),
+        smoothness_weight: float = SMOOTHNESS_WEIGHT,
         laplacian: str = "sym",
         fidelity: str | Sequence[float] | np.ndarray = "uniform",
         space: str = "auto",
-        score_temperature: float = Default(1.0),
+        score_temperature: float = SCORE_TEMPERATURE,
         n_neighbors: int = 15,
         anchors: str = "split",
         prior_correction: str | None = None,
@@ -261,8 +259,8 @@ def _check_options(given: Mapping[str, Any]) -> None:
     weight = given["smoothness_weight"]
     if given["variant"] == "paper" and isinstance(weight, Default):
         raise SetupError(
-            "variant='paper' has no default smoothness_weight, because the published text gives none; expected a number. "
-            "Type for example smoothness_weight=0.1, which an earlier public implementation uses."
+            "variant='paper' has no default smoothness_weight, because the published text gives none; expected a "
+            "number. Type for example smoothness_weight=0.1, which an earlier public implementation uses."
         )
     positive = {"score_temperature": given["score_temperature"], "tol": given["tol"]}
     for name, value in {"smoothness_weight": weight, **positive}.items():

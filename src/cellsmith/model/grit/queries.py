@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from cellsmith import _record
 from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith._rng import Streams
 from cellsmith.math import graph, solve
@@ -120,9 +119,7 @@ class QueryMixin:
         anchors = self._anchors(given.classes, Streams(seed).numpy("split"))
         problem, _ = self._problem(given, found.weights, anchors)
         names = self._place("scores_key").obs_names
-        halves = [
-            self._further_scores(h, names, classes=given.classes, space=given.space) for h in split_scores or ()
-        ]
+        halves = [self._further_scores(h, names, classes=given.classes, space=given.space) for h in split_scores or ()]
         raw, rows, start = label_codes(given.values), [], None
         options = {k: self.params_[k] for k in ("solver", "tol")} | {"names": given.classes}
         for weight in weights:
@@ -236,8 +233,8 @@ class QueryMixin:
         query = inputs.read_rep(self._place("use_rep", adata), args["use_rep"])
         if query.shape[1] != rep.shape[1]:
             raise SetupError(
-                f".obsm[{args['use_rep']!r}] of the new cells has {query.shape[1]} dimensions; expected {rep.shape[1]}. "
-                "Project them onto the components of training, for example with sc.tl.ingest."
+                f".obsm[{args['use_rep']!r}] of the new cells has {query.shape[1]} dimensions; expected "
+                f"{rep.shape[1]}. Project them onto the components of training, for example with sc.tl.ingest."
             )
         carrier = self._place("scores_key", adata)
         if scores is None and args["scores_key"] in carrier.obsm:
@@ -265,105 +262,3 @@ class QueryMixin:
             fidelity=fidelity,
         )
         return p * self._value("factors")
-
-    def _warn_of_another_graph(self, weights: Any) -> None:
-        expected = self.summary_.get("graph", {}).get("fingerprint")
-        if self.is_trained_ and expected != graph.fingerprint(weights):
-            self._note(
-                "The graph is not the one of training (its fingerprint differs), so that results and graph do not belong "
-                "together. Train again.",
-                DataWarning,
-            )
-
-    # --- what is written ------------------------------------------------------------------------------------------
-
-    def write(
-        self,
-        adata: Any = None,
-        *,
-        result: _record.Result | None = None,
-        key_added: str | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Write the results into an AnnData.
-
-        Parameters
-        ----------
-        adata
-            Where to write; None is the training object (of MuData, the modality with the scores).
-        result
-            What to write; None is ``results()``.
-        key_added
-            Name of the outputs; None is "grit".
-        overwrite
-            Replace what another method wrote under these names.
-
-        Raises
-        ------
-        NotTrainedError
-            If the model is not trained.
-        """
-        self._require_trained("write")
-        result, key = self.results(adata) if result is None else result, key_added or self._method
-        if result.obsp:
-            # so that scanpy's functions take neighbors_key=<key>
-            names = {f"{what}_key": f"{key}_{what}" for what in ("connectivities", "distances")}
-            result = replace(result, uns={**result.uns, **names})
-        super().write(adata, result=result, key_added=key, overwrite=overwrite)
-
-    def _results(self, adata: Any) -> _record.Result:
-        new = not (adata is None or adata is self.adata)
-        if new:
-            p, p0, _ = self._query(adata, None)
-            codes, proba = label_codes(p), self._handed_out(p, self.space_)
-            raw = np.full(len(codes), -1) if p0 is None else label_codes(p0)
-        else:
-            codes, proba, _ = self._answer(None, None)
-            raw = self._value("raw_label").astype(np.int64)
-            if self._args()["neighbors_key"] is not None:
-                self._warn_of_another_graph(self._read_graph(0).weights)
-        temperature = float(self._value("temperature"))
-        sure = summary.sureness(
-            proba, space=self.space_, temperature=None if np.isnan(temperature) else temperature
-        )
-        columns = {
-            "{k}": pd.Categorical.from_codes(codes, categories=list(self.classes_)),
-            "{k}_raw": pd.Categorical.from_codes(raw, categories=list(self.classes_)),
-            **{f"{{k}}_{name}": values for name, values in sure.items()},
-        }
-        return _record.Result(
-            method="grit",
-            obs=columns,
-            obsm={"{k}_proba": proba},
-            obsp={} if new else self._built_graph(),
-            uns=self._block({} if new else self.summary_),
-        )
-
-    def _built_graph(self) -> dict[str, Any]:
-        """Return the graph that was built here, in scanpy's form; nothing where the user named one."""
-        if "neighbor_indices" not in dict(self.module.named_buffers()):
-            return {}
-        index, distance = self._value("neighbor_indices"), self._value("neighbor_distances")
-        n, k = index.shape
-        # written out, not through table_matrix: a distance of zero (a duplicate) is an entry, too
-        indptr = np.arange(0, n * k + 1, k)
-        table = sp.csr_matrix((distance.ravel(), index.ravel(), indptr), shape=(n, n))
-        return {"{k}_connectivities": graph.fuzzy_union(index, distance), "{k}_distances": table}
-
-    def _block(self, found: dict[str, Any]) -> dict[str, Any]:
-        args = {k: v for k, v in self._args().items() if v is not None}
-        params = {k: v for k, v in self.params_.items() if v is not None}
-        if self._args()["neighbors_key"] is None:
-            params |= {"method": "umap", "metric": "euclidean", "use_rep": args["use_rep"], "random_state": self.seed_}
-        record = self._provenance(inputs=args)
-        record["dtype"] = self.params_["dtype"]
-        if found:
-            record["obs_names_sha256"] = _record.hash_names(self._place("scores_key").obs_names)
-        return {
-            "params": {**params, **args},
-            "classes": np.array(self.classes_, dtype=object),
-            "space": self.space_,
-            "calibrated": bool(np.isfinite(self._value("temperature"))),
-            **found,
-            "provenance": record,
-        }

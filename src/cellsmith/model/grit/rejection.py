@@ -129,9 +129,9 @@ def usable_anchors(codes: Codes, clamped: npt.NDArray[np.intp]) -> npt.NDArray[n
     free = np.setdiff1d(known, clamped)
     if not free.size:
         raise SetupError(
-            f"Found {known.size} anchors, {known.size - free.size} of them clamped during the refinement; expected some "
-            "that were not, since a clamped cell always agrees with its label. Type anchors='split' or 'calibrate' when "
-            "you refine, or give threshold=... for a rejection without guarantee."
+            f"Found {known.size} anchors, {known.size - free.size} of them clamped during the refinement; expected "
+            "some that were not, since a clamped cell always agrees with its label. Type anchors='split' or "
+            "'calibrate' when you refine, or give threshold=... for a rejection without guarantee."
         )
     return free
 
@@ -202,8 +202,9 @@ def with_anchors(
     note = ""
     if short:
         note = (
-            f"At level {level} nothing can be accepted in {len(short)} of {len(names)} groups ({'; '.join(short[:5])}); "
-            "all their cells are rejected. More anchors, a higher level, or another target may help."
+            f"At level {level} nothing can be accepted in {len(short)} of {len(names)} groups "
+            f"({'; '.join(short[:5])}); all their cells are rejected. More anchors, a higher level or another "
+            "target may help."
         )
     return Rejection(rejected, reason, record, note)
 

@@ -56,8 +56,10 @@ class Problem:
     def system(self) -> solve.System:
         """Set up M (Eq. 2, 6)."""
         held = self.clamped >= 0
+        # a copy, because the system sets entries to zero in place; an order makes one by itself
+        weights = self.weights.copy() if self.order is None else self.weights
         return solve.system(
-            self.weights,
+            weights,
             laplacian=self.laplacian,
             smoothness_weight=self.smoothness_weight,
             fidelity=self.fidelity,
@@ -195,9 +197,9 @@ def _require(found: solve.Solution, names: list[str]) -> None:
     if late.size:
         text = ", ".join(f"{names[c] if c < len(names) else c}: {found.residual[c]:.1e}" for c in late[:20])
         raise ConvergenceError(
-            f"{late.size} of {len(found.residual)} classes have a relative residual above tol={found.tolerance:g} after "
-            f"{found.iterations} iterations ({text}). Raise tol or train(max_iter=...), type dtype='float64', or lower "
-            "smoothness_weight."
+            f"{late.size} of {len(found.residual)} classes have a relative residual above tol={found.tolerance:g} "
+            f"after {found.iterations} iterations ({text}). Raise tol or train(max_iter=...), type dtype='float64', or "
+            "lower smoothness_weight."
         )
 
 
