@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "bcpca_baselines": "._bcpca",
+        "grit_flow": "._grit",
         "interpolation": "._synthesis",
         "privacy": "._synthesis",
         "synthetic_genes": "._synthesis",
