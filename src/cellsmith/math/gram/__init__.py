@@ -13,9 +13,6 @@ from cellsmith.math.gram.blocks import (
     Blocks,
     CentredBlocks,
     centred_blocks,
-    dense_block,
-    missing_block,
-    observed_block,
     row_blocks,
     select_blocks,
 )
@@ -27,7 +24,8 @@ from cellsmith.math.gram.heldout import HeldOut, heldout_error, hold_out, permut
 from cellsmith.math.gram.krylov import Eigen, Mass, block_krylov, frobenius_norm, spectrum_mass, top_eigenpairs
 from cellsmith.math.gram.legacy import dense_legacy
 from cellsmith.math.gram.logistic import fit_logistic
-from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term
+from cellsmith.math.gram.margins import custom_probability, fit_grouped, fit_rank1, probability_from_state
+from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term, thinned_loadings
 from cellsmith.math.gram.operator import (
     Operator,
     dense_operator,
@@ -35,6 +33,7 @@ from cellsmith.math.gram.operator import (
     gram_operator,
     mean_operator,
     pairwise_operator,
+    thinned_operator,
 )
 from cellsmith.math.gram.overlap import Factors, mean_factors, overlap_factors
 from cellsmith.math.gram.probability import (
@@ -43,14 +42,12 @@ from cellsmith.math.gram.probability import (
     Rank1Probability,
     ScalarProbability,
     TableProbability,
-    custom_probability,
-    fit_grouped,
-    fit_rank1,
 )
 from cellsmith.math.gram.rank_rules import RULES, choose_rank
 from cellsmith.math.gram.refine import Refined, hetero, prime, prime_step
 from cellsmith.math.gram.regression import regress
 from cellsmith.math.gram.statistics import MAX_DENSE, Stats, cell_groups, observed_stats, shared_counts
+from cellsmith.math.gram.stores import dense_block, missing_block, observed_block
 from cellsmith.math.gram.subspace import sin_theta
 
 __all__ = [
@@ -111,6 +108,7 @@ __all__ = [
     "permute_within_mask",
     "prime",
     "prime_step",
+    "probability_from_state",
     "projections",
     "regress",
     "row_blocks",
@@ -119,5 +117,7 @@ __all__ = [
     "shared_counts",
     "sin_theta",
     "spectrum_mass",
+    "thinned_loadings",
+    "thinned_operator",
     "top_eigenpairs",
 ]

@@ -61,7 +61,7 @@ class Centred(ABC):
 
     @abstractmethod
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
-        """Some rows as (array or CSR, shift): row i of Z is row i of the first, less the shift where there is one."""
+        """Return some rows as (array or CSR, shift): what to subtract from each row, None for nothing."""
 
     @abstractmethod
     def observed_grams(self, basis: npt.NDArray[Any], start: int, stop: int) -> Array:
@@ -129,18 +129,18 @@ class CentredObserved(Centred):
         return view(self.matrix, start, stop, self.weights.astype(self.dtype))
 
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
-        """Some rows, and what to subtract from each."""
+        """Return some rows, and what to subtract from each."""
         return self.matrix[rows], None
 
     def observed_grams(self, basis: npt.NDArray[Any], start: int, stop: int) -> Array:
         """Gram matrices of the basis rows that each cell observed."""
-        products, unfold = _pairs(basis, self.dtype)
-        return unfold(self._mask(start, stop) @ products)
+        products = _pairs(basis, self.dtype)
+        return _unfold(basis.shape[1], self._mask(start, stop) @ products)
 
     def row_weights(self) -> Array:
         """Observed entries of each row."""
         if self.weights is None:
-            return np.diff(self.matrix.indptr).astype(np.float64)
+            return np.asarray(np.diff(self.matrix.indptr), dtype=np.float64)
         return row_sums(self.matrix.indptr, self.weights)
 
     def filled(self, scores: npt.NDArray[Any], basis: npt.NDArray[Any]) -> Centred:
@@ -186,13 +186,15 @@ class CentredFewMissing(Centred):
         return np.asarray(self.matrix[rows].toarray() - self.shift)
 
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
-        """Some rows, and what to subtract from each."""
+        """Return some rows, and what to subtract from each."""
         return self.matrix[rows], self.shift
 
     def observed_grams(self, basis: npt.NDArray[Any], start: int, stop: int) -> Array:
         """Gram matrices of the basis rows that each cell observed."""
-        products, unfold = _pairs(basis, np.float64)
-        return unfold(products.sum(axis=0) - view(self.missing, start, stop).astype(np.float64) @ products)
+        products = _pairs(basis, np.float64)
+        return _unfold(
+            basis.shape[1], products.sum(axis=0) - view(self.missing, start, stop).astype(np.float64) @ products
+        )
 
     def row_weights(self) -> Array:
         """Observed entries of each row."""
@@ -235,16 +237,16 @@ class CentredDense(Centred):
 
     def toarray(self, rows: Any = slice(None)) -> npt.NDArray[Any]:
         """Z of some rows as an array."""
-        return self.matrix[rows]
+        return np.asarray(self.matrix[rows])
 
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
-        """Some rows, and what to subtract from each."""
+        """Return some rows, and what to subtract from each."""
         return self.matrix[rows], None
 
     def observed_grams(self, basis: npt.NDArray[Any], start: int, stop: int) -> Array:
         """Gram matrices of the basis rows that each cell observed."""
-        products, unfold = _pairs(basis, np.float64)
-        return unfold(self.weights[start:stop].astype(np.float64) @ products)
+        products = _pairs(basis, np.float64)
+        return _unfold(basis.shape[1], self.weights[start:stop].astype(np.float64) @ products)
 
     def row_weights(self) -> Array:
         """Observed entries of each row."""
@@ -289,7 +291,7 @@ class _Filled(Centred):
         return np.asarray(self.matrix[rows].toarray() + self.scores[rows] @ self.basis.T)
 
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
-        """Some rows, and what to subtract from each."""
+        """Return some rows, and what to subtract from each."""
         return self.toarray(rows), None
 
     def observed_grams(self, basis: npt.NDArray[Any], start: int, stop: int) -> Array:
@@ -306,19 +308,19 @@ class _Filled(Centred):
         return self
 
 
-def _pairs(basis: npt.NDArray[Any], dtype: Any) -> tuple[npt.NDArray[Any], Any]:
-    """Products l_da l_db for a <= b, (D, k(k+1)/2), and the function that unfolds sums of them into (m, k, k)."""
-    k = basis.shape[1]
+def _pairs(basis: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
+    """Products l_da l_db for a <= b, (D, k(k+1)/2)."""
+    a, b = np.triu_indices(basis.shape[1])
+    return np.ascontiguousarray(basis[:, a] * basis[:, b], dtype=dtype)
+
+
+def _unfold(k: int, sums: npt.NDArray[Any]) -> Array:
+    """Return sums of such products as symmetric matrices, (m, k, k)."""
     a, b = np.triu_indices(k)
-    products = np.ascontiguousarray(basis[:, a] * basis[:, b], dtype=dtype)
-
-    def unfold(sums: npt.NDArray[Any]) -> Array:
-        out = np.empty((sums.shape[0], k, k))
-        out[:, a, b] = sums
-        out[:, b, a] = sums
-        return out
-
-    return products, unfold
+    out = np.empty((sums.shape[0], k, k))
+    out[:, a, b] = sums
+    out[:, b, a] = sums
+    return out
 
 
 def _fit_at(pattern: sp.csr_matrix, scores: npt.NDArray[Any], basis: npt.NDArray[Any]) -> npt.NDArray[Any]:

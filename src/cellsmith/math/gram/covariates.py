@@ -12,8 +12,8 @@ import numpy.typing as npt
 from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import Blocks
-from cellsmith.math.gram.probability import FLOOR, Probability, _check_live, sigmoid
-from cellsmith.math.gram.statistics import Stats
+from cellsmith.math.gram.probability import FLOOR, Probability, sigmoid
+from cellsmith.math.gram.statistics import Stats, check_live
 
 __all__ = ["CovariateProbability", "fit_covariates", "mask_products"]
 
@@ -51,14 +51,19 @@ class CovariateProbability(Probability):
     history: tuple[float, ...] = ()
 
     @property
+    def kind(self) -> str:  # type: ignore[override]
+        """``"covariates"``."""
+        return "covariates"
+
+    @property
     def n_cells(self) -> int:  # type: ignore[override]
         """Number of cells."""
-        return self.cell_slopes.shape[0]
+        return int(self.cell_slopes.shape[0])
 
     @property
     def n_features(self) -> int:  # type: ignore[override]
         """Number of features."""
-        return self.feature_slopes.shape[0]
+        return int(self.feature_slopes.shape[0])
 
     @cached_property
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -89,7 +94,7 @@ class CovariateProbability(Probability):
         target = np.asarray(products, dtype=np.float64)
         slopes = empty
         for _ in range(100):
-            slopes, error = _rows_step(found, target)
+            slopes, _ = _rows_step(found, target)
             moved = np.max(np.abs(slopes - found.cell_slopes), initial=0.0)
             found = replace(found, cell_slopes=slopes)
             if moved < 1e-9:
@@ -97,7 +102,7 @@ class CovariateProbability(Probability):
         return found
 
     def state(self) -> dict[str, Array]:
-        """Designs and slopes."""
+        """Return designs and slopes."""
         return {
             "cell_design": self.cell_design,
             "feature_design": self.feature_design,
@@ -141,7 +146,7 @@ def fit_covariates(
     SetupError
         If a shape is wrong, a covariate is not finite, or a cell or feature has no observed entry.
     """
-    _check_live(stats.row_counts, stats.col_counts)
+    check_live(stats.row_counts, stats.col_counts)
     x = _design(cell_design, stats.n_cells, "cells")
     w = _design(feature_design, stats.n_features, "features")
     by_cell, by_feature = mask_products(blocks, x, w)

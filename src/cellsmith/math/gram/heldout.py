@@ -143,7 +143,7 @@ def _chosen(block: Block, start: int, share: float, seed: int) -> tuple[Index, I
 
 
 def _uniform(rows: Index, features: Index, seed: int) -> Array:
-    """A number in [0, 1) for each (row, feature): splitmix64 of both."""
+    """Return a number in [0, 1) for each (row, feature): splitmix64 of both."""
     with np.errstate(over="ignore"):
         x = _mix(rows.astype(np.uint64) + _mix(np.uint64(seed)))
         x = _mix(x + features.astype(np.uint64))

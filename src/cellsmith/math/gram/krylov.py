@@ -60,7 +60,7 @@ class Eigen:
 
 @dataclass(frozen=True)
 class Mass:
-    """Sums over the spectrum: ``positive`` of theta > 0, ``negative`` of |theta| where theta < 0; ``exact`` or estimated."""
+    """Sum of theta > 0 (``positive``) and of |theta| where theta < 0 (``negative``); ``exact``, or estimated."""
 
     positive: float
     negative: float
@@ -214,7 +214,7 @@ def spectrum_mass(
     n_probes: int = 10,
     n_steps: int = 15,
 ) -> Mass:
-    """Sums of the positive and of the negative eigenvalues (Eq. 13).
+    """Sum the positive and sum the negative eigenvalues (Eq. 13).
 
     Exact where the whole spectrum is known; otherwise stochastic Lanczos quadrature of |theta| on the complement of the
     known eigenvectors, whose share is exact, as is the trace.
@@ -279,7 +279,7 @@ def _orthogonalised(w: npt.NDArray[Any], basis: npt.NDArray[Any]) -> tuple[npt.N
 def _next_block(rest: npt.NDArray[Any], basis: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Array]:
     """Orthonormal columns of ``rest`` and the coefficients of ``rest`` in them."""
     room = basis.shape[0] - basis.shape[1]
-    q, r = np.linalg.qr(rest)
+    q = np.linalg.qr(rest)[0]
     # where ``rest`` lost rank, QR fills in directions that need not be orthogonal to the basis
     q = np.linalg.qr(q - basis @ (basis.T @ q))[0]
     coupling = (q.T @ rest).astype(np.float64)
@@ -312,4 +312,4 @@ def _quadrature(apply: Apply, probes: npt.NDArray[Any], n_steps: int, known: npt
         off = np.diag(beta[: n_steps - 1, p], 1)
         nodes, vectors = np.linalg.eigh(np.diag(alpha[:n_steps, p]) + off + off.T)
         total += float(norms[p] ** 2 * (vectors[0] ** 2 @ np.abs(nodes)))
-    return total / n_probes
+    return float(total / n_probes)

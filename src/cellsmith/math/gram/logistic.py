@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith.math.gram.probability import Rank1Probability, ScalarProbability, _check_live, sigmoid
+from cellsmith.math.gram.probability import Rank1Probability, ScalarProbability, sigmoid
+from cellsmith.math.gram.statistics import check_live
 
 __all__ = ["fit_logistic"]
 
@@ -44,7 +45,7 @@ def fit_logistic(
         If a cell or a feature has no observed entry.
     """
     rows, cols = np.asarray(row_counts, dtype=np.float64), np.asarray(col_counts, dtype=np.float64)
-    _check_live(rows, cols)
+    check_live(rows, cols)
     n, n_features = rows.size, cols.size
     always = cols >= n - 1e-6
     if always.all():
@@ -69,7 +70,8 @@ def _gathered(counts: Array) -> tuple[Array, Array]:
     grid = np.unique(np.quantile(value, np.linspace(0, 1, _MOST_TYPES)))
     left = np.clip(np.searchsorted(grid, counts, side="right") - 1, 0, grid.size - 2)
     share = (counts - grid[left]) / (grid[left + 1] - grid[left])
-    mass = np.bincount(left, 1 - share, grid.size) + np.bincount(left + 1, share, grid.size)
+    mass = np.bincount(left, 1 - share, grid.size).astype(np.float64)
+    mass += np.bincount(left + 1, share, grid.size)
     return grid[mass > 0], mass[mass > 0]
 
 

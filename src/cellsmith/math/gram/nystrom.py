@@ -11,10 +11,10 @@ import numpy.typing as npt
 from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import CentredBlocks
-from cellsmith.math.gram.krylov import Eigen
-from cellsmith.math.gram.operator import Operator
+from cellsmith.math.gram.krylov import Eigen, top_eigenpairs
+from cellsmith.math.gram.operator import Operator, thinned_operator
 
-__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "self_term"]
+__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "self_term", "thinned_loadings"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def embedding(eigen: Eigen, n_features: int) -> Array:
     SetupError
         If an eigenvalue is not positive; the message states how many are.
     """
-    return eigen.images.astype(np.float64) * _scale(eigen.values, n_features)
+    return np.asarray(eigen.images.astype(np.float64) * _scale(eigen.values, n_features))
 
 
 def projections(operator: Operator, vectors: npt.NDArray[Any]) -> Array:
@@ -132,7 +132,46 @@ def loadings(
     """
     weight = np.full(operator.n, operator.n_features**-0.5) if self_overlap is None else self_overlap**-0.5
     found = _projected(operator.blocks, weight[:, None], eigen.vectors)[0] / np.sqrt(_positive(eigen.values))
-    return found if col_rates is None else found * (np.mean(col_rates) / col_rates)[:, None]
+    return found if col_rates is None else np.asarray(found * (np.mean(col_rates) / col_rates)[:, None])
+
+
+def thinned_loadings(
+    operator: Operator,
+    eigen: Eigen,
+    blocks: CentredBlocks,
+    *,
+    share: float,
+    col_rates: npt.NDArray[Any] | None = None,
+    self_overlap: npt.NDArray[Any] | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 50,
+    generator: np.random.Generator,
+) -> Array:
+    """Return loadings of the same method fitted without the held-out entries, so that these can judge it.
+
+    Parameters
+    ----------
+    operator, eigen
+        Operator of all entries and its pairs, from which the iteration starts.
+    blocks
+        Z without the held-out entries.
+    share
+        Share of the observed entries that is held out.
+    col_rates, self_overlap
+        See :func:`loadings`.
+    tol, max_iter, generator
+        See :func:`~cellsmith.math.gram.top_eigenpairs`.
+
+    Returns
+    -------
+    (D, k).
+    """
+    thin = thinned_operator(operator, blocks, share)
+    found = top_eigenpairs(
+        thin, eigen.values.size, tol=tol, max_iter=max_iter, generator=generator, start=eigen.vectors
+    )
+    kept = found.first(max(1, int(np.sum(found.values > 0))))
+    return loadings(thin, kept, col_rates=col_rates, self_overlap=self_overlap)
 
 
 def orient(eigen: Eigen, loadings: Array) -> tuple[Eigen, Array]:
@@ -159,7 +198,7 @@ def _projected(blocks: CentredBlocks, weights: npt.NDArray[Any], vectors: npt.ND
 
 
 def _scale(values: npt.NDArray[Any], n_features: int) -> Array:
-    return np.sqrt(n_features / _positive(values))
+    return np.asarray(np.sqrt(n_features / _positive(values)))
 
 
 def _positive(values: npt.NDArray[Any]) -> Array:

@@ -1,9 +1,9 @@
-"""G = sum_q s_q diag(u_q) Z Z^T diag(u_q) + diag(delta) as a map of vectors (Eq. 9, 10), and dense Grams of few cells."""
+"""G = sum_q s_q diag(u_q) Z Z^T diag(u_q) + diag(delta) as a map of vectors (Eq. 9, 10); dense Grams of few cells."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "gram_operator",
     "mean_operator",
     "pairwise_operator",
+    "thinned_operator",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -50,6 +51,10 @@ class Operator:
         Type of the products.
     dense
         G itself where it was formed, (n, n); None otherwise.
+    overlap
+        N where G is dense, (n, n) float32.
+    row_sums
+        sum_d p_id, (n,), by which the diagonal was divided; None where the diagonal came from elsewhere.
     """
 
     apply: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -60,6 +65,8 @@ class Operator:
     factors: Factors | None
     dtype: Any
     dense: Array | None = None
+    overlap: npt.NDArray[np.float32] | None = None
+    row_sums: Array | None = None
 
     @property
     def n(self) -> int:
@@ -110,7 +117,7 @@ def gram_operator(
     def apply(v: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return _apply(blocks, (weights, factors.s, delta, n_features), np.asarray(v, dtype=dtype))
 
-    return Operator(apply, diagonal, delta, n_features, blocks, factors, dtype)
+    return Operator(apply, diagonal, delta, n_features, blocks, factors, dtype, row_sums=row_sums)
 
 
 def mean_operator(blocks: CentredBlocks) -> Operator:
@@ -134,11 +141,8 @@ def pairwise_operator(blocks: CentredBlocks, counts: Array) -> Operator:
     SizeError
         If there are more than 5,000 cells.
     """
-    squares, _, n_features, dtype = _norms(blocks)
-    _check_size(squares.size)
-    gram = _inner(blocks, squares.size) / np.maximum(counts, 1.0)
-    np.fill_diagonal(gram, squares / np.maximum(np.diag(counts), 1.0))
-    return _dense(gram, blocks, n_features, dtype)
+    _check_size(counts.shape[0])
+    return _dense(blocks, np.maximum(counts, 1.0), np.maximum(np.diag(counts), 1.0))
 
 
 def dense_operator(blocks: CentredBlocks, probability: Probability) -> Operator:
@@ -149,11 +153,31 @@ def dense_operator(blocks: CentredBlocks, probability: Probability) -> Operator:
     SizeError
         If there are more than 5,000 cells.
     """
-    squares, _, n_features, dtype = _norms(blocks)
-    _check_size(squares.size)
-    gram = _inner(blocks, squares.size) / probability.cross_overlap(probability)
-    np.fill_diagonal(gram, squares / probability.row_sums)
-    return _dense(gram, blocks, n_features, dtype)
+    _check_size(probability.n_cells)
+    return _dense(blocks, probability.cross_overlap(probability), probability.row_sums)
+
+
+def thinned_operator(operator: Operator, blocks: CentredBlocks, share: float) -> Operator:
+    """Return the operator of the same data without a random share of the observed entries.
+
+    Every p_id falls by the factor 1 - ``share``, so that N_ij falls by its square and sum_d p_id by itself.
+
+    Parameters
+    ----------
+    operator
+        The operator of all entries.
+    blocks
+        Z without the entries that were held out.
+    share
+        Their share of the observed entries.
+    """
+    keep = 1.0 - share
+    row_sums = None if operator.row_sums is None else operator.row_sums * keep
+    if operator.overlap is not None:
+        return _dense(blocks, operator.overlap * keep**2, np.diag(operator.overlap) if row_sums is None else row_sums)
+    if operator.factors is None:
+        raise SetupError("The operator has neither factors nor an overlap; it cannot be thinned.")
+    return gram_operator(blocks, replace(operator.factors, s=operator.factors.s / keep**2), row_sums)
 
 
 def gram_blocks(operator: Operator, chunk_size: int = 1000) -> Iterator[tuple[slice, Array]]:
@@ -225,12 +249,29 @@ def _inner(blocks: CentredBlocks, n: int) -> Array:
     return out
 
 
-def _dense(gram: Array, blocks: CentredBlocks, n_features: int, dtype: Any) -> Operator:
+def _dense(blocks: CentredBlocks, overlap: npt.NDArray[Any], row_sums: Array) -> Operator:
+    squares, _, n_features, _ = _norms(blocks)
+    if overlap.shape != (squares.size, squares.size):
+        raise SetupError(f"Found an overlap of shape {overlap.shape}, expected that of {squares.size} cells.")
+    gram = _inner(blocks, squares.size) / overlap
+    diagonal = squares / row_sums
+    np.fill_diagonal(gram, diagonal)
+
     def apply(v: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.asarray(gram @ v)
 
-    diagonal = np.diag(gram).copy()
-    return Operator(apply, diagonal, np.zeros(diagonal.size), n_features, blocks, None, np.dtype(np.float64), gram)
+    return Operator(
+        apply,
+        diagonal,
+        np.zeros(diagonal.size),
+        n_features,
+        blocks,
+        None,
+        np.dtype(np.float64),
+        dense=gram,
+        overlap=overlap.astype(np.float32),
+        row_sums=row_sums,
+    )
 
 
 def _check_size(n: int) -> None:

@@ -73,7 +73,7 @@ class Factors:
         if self.kind == "groups" and isinstance(probability, GroupedProbability):
             return np.asarray(self.nodes["table"][probability.groups])
         if self.kind == "landmarks":
-            table = TableProbability(lambda cells: self.nodes["p"][cells], self.nodes["p"].shape)  # type: ignore[arg-type]
+            table = TableProbability(lambda cells: self.nodes["p"][cells], self.nodes["p"].shape)
             kernel = np.sqrt(table.self_overlap)[None, :] / probability.cross_overlap(table)
             # u = K_i. U / s, where K_ij = sqrt(N_ii N_jj) / N_ij and u is divided by sqrt(N_ii) again
             return np.asarray(kernel @ self.nodes["regression"])
@@ -205,7 +205,7 @@ def _grid(scalars: Array, size: int, exact: int) -> Array:
     nodes = np.unique(np.concatenate([quantiles, steps]))
     # two nodes all but equal would make a spline of noise
     apart = np.concatenate([[True], np.diff(nodes) > 1e-6 * (nodes[-1] - nodes[0])])
-    return nodes[apart]
+    return np.asarray(nodes[apart])
 
 
 def _interpolate(at: Array, table: Array, scalars: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
-from cellsmith.math.gram.blocks import Blocks
-from cellsmith.math.gram.statistics import Stats
 
 __all__ = [
     "FLOOR",
@@ -23,9 +21,7 @@ __all__ = [
     "Rank1Probability",
     "ScalarProbability",
     "TableProbability",
-    "custom_probability",
-    "fit_grouped",
-    "fit_rank1",
+    "sigmoid",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -38,6 +34,7 @@ class Probability(ABC):
 
     n_cells: int
     n_features: int
+    kind: str
 
     @cached_property
     @abstractmethod
@@ -49,7 +46,7 @@ class Probability(ABC):
         """Probabilities of some cells, (m, D)."""
 
     def state(self) -> dict[str, Array]:
-        """Arrays from which the model of new cells can be built again; empty where there are none to keep."""
+        """Return the arrays from which :func:`probability_from_state` builds it again; empty for a custom one."""
         return {}
 
     @cached_property
@@ -73,6 +70,11 @@ class Probability(ABC):
     def self_overlap(self) -> Array:
         """N_ii = sum_d p_id^2, (n,)."""
         return self._sums[1]
+
+    @property
+    def col_sums(self) -> Array:
+        """sum_i p_id over the cells, (D,)."""
+        return self._sums[2]
 
     @property
     def mean_overlap(self) -> Array:
@@ -115,7 +117,7 @@ class ScalarProbability(Probability):
     Attributes
     ----------
     kind
-        ``"logistic"``: t = a, f = b, p = max(1e-3, sigmoid(a_i + b_d)), b = +inf for a feature that every cell observed.
+        ``"logistic"``: t = a, f = b, p = max(1e-3, sigmoid(a_i + b_d)), b = +inf for a feature that all cells observed.
         ``"rank1"``: t = r, f = c_d / c, p = min(1, max(1e-3, r_i c_d / c)).
     scalars
         t, (n,).
@@ -178,7 +180,7 @@ class ScalarProbability(Probability):
         return self.at(_solve_scalars(counts, self.features))
 
     def state(self) -> dict[str, Array]:
-        """The scalar of each cell and of each feature."""
+        """Return the scalar of each cell and of each feature."""
         return {"scalars": self.scalars, "features": self.features}
 
 
@@ -197,6 +199,11 @@ class Rank1Probability(Probability):
     row_rates: Array
     col_rates: Array
     level: float
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """``"product"``."""
+        return "product"
 
     @property
     def n_cells(self) -> int:  # type: ignore[override]
@@ -229,7 +236,7 @@ class Rank1Probability(Probability):
         return Rank1Probability(rates, self.col_rates, self.level)
 
     def state(self) -> dict[str, Array]:
-        """Rates and level."""
+        """Return rates and level."""
         return {"scalars": self.row_rates, "features": self.col_rates, "level": np.array([self.level])}
 
 
@@ -249,6 +256,11 @@ class GroupedProbability(Probability):
     table: Array
 
     @property
+    def kind(self) -> str:  # type: ignore[override]
+        """``"grouped"``."""
+        return "grouped"
+
+    @property
     def n_cells(self) -> int:  # type: ignore[override]
         """Number of cells."""
         return self.groups.size
@@ -256,7 +268,7 @@ class GroupedProbability(Probability):
     @property
     def n_features(self) -> int:  # type: ignore[override]
         """Number of features."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     @cached_property
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -273,7 +285,7 @@ class GroupedProbability(Probability):
         return GroupedProbability(np.asarray(groups, dtype=np.int64), self.table)
 
     def state(self) -> dict[str, Array]:
-        """The table."""
+        """Return groups and table."""
         return {"groups": self.groups.astype(np.float64), "table": self.table}
 
 
@@ -283,7 +295,11 @@ class TableProbability(Probability):
 
     rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
     shape: tuple[int, int]
-    names: str = field(default="prob")
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """``"table"``."""
+        return "table"
 
     @property
     def n_cells(self) -> int:  # type: ignore[override]
@@ -306,110 +322,14 @@ class TableProbability(Probability):
         p = np.asarray(self.rows(np.asarray(cells)), dtype=np.float64)
         if p.shape != (len(cells), self.n_features):
             raise SetupError(
-                f"{self.names} returned shape {p.shape} for {len(cells)} cells, expected {(len(cells), self.n_features)}."
+                f"prob returned shape {p.shape} for {len(cells)} cells, expected {(len(cells), self.n_features)}."
             )
         # A product of two factors may exceed 1 by rounding; anything beyond is no probability.
         if not (np.isfinite(p).all() and p.min(initial=0.0) >= 0 and p.max(initial=0.0) <= 1 + 1e-6):
             raise SetupError(
-                f"{self.names} holds values from {np.nanmin(p)} to {np.nanmax(p)}, expected probabilities in [0, 1]."
+                f"prob holds values from {np.nanmin(p)} to {np.nanmax(p)}, expected probabilities in [0, 1]."
             )
         return np.clip(p, FLOOR, 1.0)
-
-
-def fit_rank1(stats: Stats, *, legacy: bool = False) -> Rank1Probability | ScalarProbability:
-    """p_id = r_i c_d / c from the margins (section 4.7).
-
-    Parameters
-    ----------
-    stats
-        Margins of the mask.
-    legacy
-        As the authors' public code: where a product r_i c_d exceeds c, *all* entries are divided by the largest
-        product. By default such entries are clipped at 1.
-
-    Returns
-    -------
-    :class:`Rank1Probability` where the product form holds exactly, :class:`ScalarProbability` where clipping bites.
-
-    Raises
-    ------
-    SetupError
-        If a cell or a feature has no observed entry.
-    """
-    _check_live(stats.row_counts, stats.col_counts)
-    r, c, level = stats.row_rates, stats.col_rates, stats.observed_rate
-    largest = float(r.max() * c.max())
-    if legacy:
-        return Rank1Probability(r, c, max(level, largest))
-    if largest <= level * (1 + 1e-12) and float(r.min() * c.min()) >= FLOOR * level:
-        return Rank1Probability(r, c, level)
-    return ScalarProbability("rank1", r, c / level)
-
-
-def fit_grouped(blocks: Blocks, groups: npt.ArrayLike) -> GroupedProbability:
-    """Observed rate of each group and feature, shrunk: (x + 1/2) / (m + 1) of x observed among m cells.
-
-    Parameters
-    ----------
-    blocks
-        Rows of the data.
-    groups
-        Number of the group of each cell, (n,), counted from 0.
-
-    Raises
-    ------
-    SetupError
-        If there are not as many groups as cells.
-    """
-    codes = np.asarray(groups, dtype=np.int64)
-    n_groups = int(codes.max(initial=-1)) + 1
-    observed, seen = None, 0
-    for start, block in blocks():
-        rows = codes[start : start + block.shape[0]]
-        if rows.size != block.shape[0]:
-            raise SetupError(f"Found {codes.size} groups, expected one for each cell.")
-        part = block.mask_tdot(np.eye(n_groups)[rows])
-        observed = part if observed is None else observed + part
-        seen += rows.size
-    if observed is None or seen != codes.size:
-        raise SetupError(f"Found {codes.size} groups for {seen} cells, expected one for each cell.")
-    sizes = np.bincount(codes, minlength=n_groups)
-    return GroupedProbability(codes, (observed.T + 0.5) / (sizes[:, None] + 1.0))
-
-
-def custom_probability(values: Any, *, shape: tuple[int, int] | None = None) -> TableProbability:
-    """Probabilities that the caller knows.
-
-    Parameters
-    ----------
-    values
-        An array (n, D); a pair of factors (n, q) and (D, q) whose product it is; or a callable that maps cell numbers
-        (m,) to probabilities (m, D).
-    shape
-        (n, D); needed for a callable, checked for the others.
-
-    Raises
-    ------
-    SetupError
-        If the shape is not known or another one.
-    """
-    if callable(values):
-        if shape is None:
-            raise SetupError("A callable needs shape=(cells, features).")
-        return TableProbability(values, shape)
-    if isinstance(values, tuple):
-        u, v = (np.asarray(x, dtype=np.float64) for x in values)
-        if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
-            raise SetupError(f"Found factors of shape {u.shape} and {v.shape}, expected (cells, q) and (features, q).")
-        found, rows = (u.shape[0], v.shape[0]), lambda cells: np.clip(u[cells] @ v.T, 0.0, 1.0)
-    else:
-        table = np.asarray(values)
-        if table.ndim != 2:
-            raise SetupError(f"Found probabilities of shape {table.shape}, expected (cells, features).")
-        found, rows = (table.shape[0], table.shape[1]), lambda cells: table[cells]
-    if shape is not None and tuple(shape) != found:
-        raise SetupError(f"Found probabilities of shape {found}, expected {tuple(shape)}, the shape of the data.")
-    return TableProbability(rows, found)
 
 
 def sigmoid(x: Array) -> Array:
@@ -418,7 +338,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def _solve_scalars(counts: Array, features: Array) -> Array:
-    """A with sum_d sigmoid(a + b_d) = count, by safeguarded Newton; |a| <= 8."""
+    """Solve for a: sum_d sigmoid(a + b_d) = count, by safeguarded Newton; |a| <= 8."""
     distinct, where = np.unique(counts, return_inverse=True)
     free = features[np.isfinite(features)]
     target = distinct - (features.size - free.size)
@@ -436,13 +356,3 @@ def _solve_scalars(counts: Array, features: Array) -> Array:
             break
         a = new
     return np.asarray(a[where.reshape(-1)])
-
-
-def _check_live(row_counts: Array, col_counts: Array) -> None:
-    for name, counts in (("cells", row_counts), ("features", col_counts)):
-        empty = np.flatnonzero(~(counts > 0))
-        if empty.size:
-            raise SetupError(
-                f"{empty.size} {name} have no observed entry (first: number {empty[0]}); their probabilities are "
-                "undetermined. Leave them out with select_blocks."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -105,8 +105,8 @@ def prime(
 ) -> Refined:
     """Projection refinement with a held-out guard (Eq. 17).
 
-    The rounds run without the held-out entries, so that these can judge them; then on all entries until they settle
-    again. The loadings of the start have seen the held-out entries, which makes the guard a strict one.
+    The rounds run without the held-out entries, so that these can judge them; where they helped, they go on with all
+    entries until they settle again.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def prime(
     means
         mu, (D,).
     loadings
-        (D, k) start, for example those of the corrected Gram.
+        (D, k) start, fitted without the held-out entries (:func:`~cellsmith.math.gram.thinned_loadings`): a start that
+        has seen them always seems better than what follows.
     seed
         Chooses the held-out entries; an integer of the stream "split".
     tol, max_rounds
@@ -201,16 +202,7 @@ def _with_diagonal(operator: Operator, diagonal: Array) -> Operator:
     if operator.factors is None:
         gram = np.array(operator.dense)
         np.fill_diagonal(gram, diagonal)
-        return Operator(
-            lambda v: gram @ v,
-            diagonal,
-            operator.delta,
-            operator.n_features,
-            operator.blocks,
-            None,
-            operator.dtype,
-            gram,
-        )
+        return replace(operator, apply=lambda v: gram @ v, diagonal=diagonal, dense=gram)
     return gram_operator(operator.blocks, operator.factors, diagonal=diagonal)
 
 

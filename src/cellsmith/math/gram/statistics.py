@@ -12,7 +12,7 @@ from cellsmith._errors import SetupError, SizeError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import Blocks
 
-__all__ = ["MAX_DENSE", "Stats", "cell_groups", "observed_stats", "shared_counts"]
+__all__ = ["MAX_DENSE", "Stats", "cell_groups", "check_live", "observed_stats", "shared_counts"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_DENSE = 5_000  # cells above which nothing n x n is allocated
@@ -73,7 +73,7 @@ class Stats:
 
 
 def observed_stats(blocks: Blocks) -> Stats:
-    """Counts and means over the observed entries (section 4.1), in one pass.
+    """Return counts and means over the observed entries (section 4.1), in one pass.
 
     Parameters
     ----------
@@ -105,39 +105,43 @@ def observed_stats(blocks: Blocks) -> Stats:
     return Stats(np.concatenate(rows), cols, means)
 
 
-def shared_counts(blocks: Blocks, stats: Stats) -> Array:
+def shared_counts(blocks: Blocks) -> Array:
     """M M^T: features that each pair of cells both observed, (n, n); the diagonal holds the row counts.
 
     Parameters
     ----------
     blocks
         Rows of the data.
-    stats
-        Their margins.
 
     Raises
     ------
     SizeError
         If there are more than 5,000 cells.
     """
-    n = stats.n_cells
-    if n > MAX_DENSE:
-        raise SizeError(
-            f"Pairwise counts of {n} cells would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells are allowed. "
-            "Type prob='logistic', which never forms them."
-        )
-    mask = np.zeros((n, stats.n_features), dtype=np.float32)
-    for start, block in blocks():
+    parts, rows, n = [], [], 0
+    for _, block in blocks():
+        n += block.shape[0]
+        if n > MAX_DENSE:
+            raise SizeError(
+                f"Pairwise counts of {n} cells or more would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells "
+                "are allowed. Type prob='logistic', which never forms them."
+            )
+        mask = np.zeros(block.shape, dtype=np.float32)
         for i, j in tiles(block.shape[0]):
-            rows, features, _, weights = block.entries(i, j)
-            mask[start + rows, features] = weights
-    counts = (mask @ mask.T).astype(np.float64)
-    np.fill_diagonal(counts, stats.row_counts)
-    return counts
+            row, feature, _, weight = block.entries(i, j)
+            mask[row, feature] = weight
+        parts.append(mask)
+        rows.append(block.row_counts())
+    if not parts:
+        raise SetupError("Found no cells, expected at least one block of rows.")
+    whole = np.concatenate(parts)
+    counts = (whole @ whole.T).astype(np.float64)
+    np.fill_diagonal(counts, np.concatenate(rows))
+    return np.asarray(counts)
 
 
 def cell_groups(blocks: Blocks, stats: Stats) -> npt.NDArray[np.int64]:
-    """Groups of cells between which no chain of shared features runs.
+    """Find the groups of cells between which no chain of shared features runs.
 
     Cells of two groups have no observed feature in common, directly or through others, so that nothing in the data
     says how they lie to each other.
@@ -166,6 +170,23 @@ def cell_groups(blocks: Blocks, stats: Stats) -> npt.NDArray[np.int64]:
             # Every feature is taken: what is left has none of them, hence nothing observed.
             break
     return groups
+
+
+def check_live(row_counts: Array, col_counts: Array) -> None:
+    """Refuse margins with an empty cell or feature.
+
+    Raises
+    ------
+    SetupError
+        Naming the first of them by number.
+    """
+    for name, counts in (("cells", row_counts), ("features", col_counts)):
+        empty = np.flatnonzero(~(counts > 0))
+        if empty.size:
+            raise SetupError(
+                f"{empty.size} {name} have no observed entry (first: number {empty[0]}); their probabilities are "
+                "undetermined. Leave them out with select_blocks."
+            )
 
 
 def _reach(blocks: Blocks, stats: Stats, seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
