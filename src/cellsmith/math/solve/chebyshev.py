@@ -111,7 +111,7 @@ def chebyshev(
 def _largest(problem: Problem, r: torch.Tensor) -> float:
     """Return the largest |R_c| / |B_c|."""
     square = torch.zeros_like(problem.norm)
-    for rows in blocks(len(r), r.device):
+    for rows in blocks(r):
         square += r[rows].double().square().sum(0)
     ratio = torch.where(problem.norm > 0, square.sqrt() / problem.norm, 0.0)
     return float(ratio.max()) if ratio.numel() else 0.0
@@ -134,7 +134,7 @@ def _run(
         if step:
             following = 1.0 / (2.0 * centre / radius - ratio) if radius > 0 else 0.0
             kept, added = (following * ratio, 2.0 * following / radius) if radius > 0 else (0.0, 1.0 / centre)
-            for rows in blocks(len(x), x.device):
+            for rows in blocks(x):
                 d[rows].mul_(kept).addcmul_(r[rows], inverse[rows], value=added)
             ratio = following
         x += d

@@ -89,7 +89,6 @@ def _run(
     history: list[float],
 ) -> None:
     """Iterate from the residual ``r`` of ``x``; changes x in place, appends to history. ``r`` is scratch."""
-    n, device = len(x), x.device
     rz, rr = _sums(r, inverse)
     columns = (rr.sqrt() > tol * problem.norm).nonzero()[:, 0]
     everything = columns.numel() == x.shape[1]
@@ -102,7 +101,7 @@ def _run(
     for _ in range(limit if columns.numel() else 0):
         q = problem.apply(p)
         curvature = torch.zeros_like(rz)
-        for rows in blocks(n, device):
+        for rows in blocks(p):
             curvature += (p[rows] * q[rows]).sum(0)
         if bool((running & ~(curvature > 0)).any()):
             worst = int(columns[running & ~(curvature > 0)][0])
@@ -112,7 +111,7 @@ def _run(
                 "cell with a score."
             )
         step = torch.where(running, rz / curvature, 0.0).to(x.dtype)
-        for rows in blocks(n, device):
+        for rows in blocks(p):
             if everything:
                 x[rows].addcmul_(p[rows], step)
             else:
@@ -126,7 +125,7 @@ def _run(
         if not bool(running.any()):
             return
         ratio = torch.where(running, fresh / rz, 0.0).to(x.dtype)
-        for rows in blocks(n, device):
+        for rows in blocks(p):
             p[rows].mul_(ratio).addcmul_(r[rows], inverse[rows])
         rz = fresh
         if int(running.sum()) <= _KEEP * running.numel():
@@ -139,7 +138,7 @@ def _sums(r: torch.Tensor, inverse: torch.Tensor) -> tuple[torch.Tensor, torch.T
     """Return r . D^-1 r and r . r of every column, in float64."""
     rz = torch.zeros(r.shape[1], dtype=torch.float64, device=r.device)
     rr = torch.zeros_like(rz)
-    for rows in blocks(len(r), r.device):
+    for rows in blocks(r):
         square = r[rows].square()
         rr += square.sum(0)
         rz += (square * inverse[rows]).sum(0)

@@ -14,7 +14,9 @@ from cellsmith._errors import ConvergenceError, SetupError
 
 __all__ = ["Solution"]
 
-_ROWS = 2048  # rows summed together: a block of 32 float32 columns fits the cache, and sums do not depend on threads
+_ENTRIES = (
+    32_000  # of a block summed together: fits the cache, and below the size at which torch divides a sum by threads
+)
 _COLUMNS = 16  # columns of the float64 residual held together
 
 
@@ -67,9 +69,10 @@ class Solution:
         return self
 
 
-def blocks(n: int, device: torch.device) -> Iterator[slice]:
-    """Yield the row blocks of a pass; an accelerator takes all rows at once."""
-    step = _ROWS if device.type == "cpu" else max(n, 1)
+def blocks(x: torch.Tensor) -> Iterator[slice]:
+    """Yield the row blocks of a pass over an ``(n, c)`` array; an accelerator takes all rows at once."""
+    n, width = x.shape
+    step = max(1, _ENTRIES // max(1, width)) if x.device.type == "cpu" else max(n, 1)
     for start in range(0, n, step):
         yield slice(start, start + step)
 
@@ -92,7 +95,7 @@ class Problem:
         if tensor.ndim != 2:
             raise SetupError(f"Found a right-hand side of shape {tuple(tensor.shape)}, expected (cells, classes).")
         square = torch.zeros(tensor.shape[1], dtype=torch.float64, device=tensor.device)
-        for rows in blocks(tensor.shape[0], tensor.device):
+        for rows in blocks(tensor):
             square += tensor[rows].double().square().sum(0)
         if not bool(torch.isfinite(square).all()):
             bad = int((~torch.isfinite(square)).nonzero()[0])
@@ -127,7 +130,7 @@ class Problem:
         for start in range(0, self.b.shape[1], _COLUMNS):
             columns = slice(start, start + _COLUMNS)
             rest = self.apply(x[:, columns].double().contiguous()).neg_().add_(self.b[:, columns])
-            for rows in blocks(rest.shape[0], rest.device):
+            for rows in blocks(rest):
                 found[columns] += rest[rows].square().sum(0)
             if out is not None:
                 out[:, columns] = rest.to(out.dtype)
