@@ -34,7 +34,7 @@ def leiden(graph: Any, *, resolution: float, n_iterations: int = 2, seed: int) -
     """
     import igraph
 
-    matrix = sp.csr_matrix(graph)
+    matrix = sp.csr_matrix(graph, copy=True)
     matrix.eliminate_zeros()
     # both directions of every edge, as scanpy has it: modularity does not mind, and the result is bit-equal
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))

@@ -89,7 +89,8 @@ def symmetrize(graph: Any) -> sp.csr_matrix:
 
 def degrees(graph: Any) -> _Floats:
     """Sum the weights of every cell, d_i = sum_j A_ij; ``(n,)`` float64."""
-    return np.asarray(graph.sum(axis=1, dtype=np.float64)).reshape(-1)
+    # not graph.sum: that adds float32 weights in float32, and Laplacians would not annihilate constants
+    return np.asarray(sp.csr_matrix(graph).astype(np.float64) @ np.ones(graph.shape[1]))
 
 
 def laplacian(graph: Any, kind: str = "sym") -> sp.csr_matrix:

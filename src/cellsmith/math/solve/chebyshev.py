@@ -94,16 +94,17 @@ def chebyshev(
     x = problem.start(x0)
     r = problem.b.clone() if x0 is None else problem.apply(x).neg_().add_(problem.b)
     taken, history = 0, []
-    eps = tol / max(1.0, _largest(problem, r))
+    left = _largest(problem, r)
+    eps = tol / left if left > 0 else 1.0
     for attempt in range(1 if steps is not None else _PASSES):
-        count = a_priori_steps(high / low, min(eps, 0.5)) if steps is None else steps
+        count = steps if steps is not None else a_priori_steps(high / low, eps) if eps < 1 else 0
         _run(problem, x, r, inverse=inverse, bounds=bounds, steps=count)
         taken += count
         true = problem.residual(x, out=r if attempt + 1 < _PASSES else None)
         history.append(float(true.max()) if true.numel() else 0.0)
         if history[-1] <= tol:
             break
-        eps = 0.5 * tol / history[-1]
+        eps = 0.5 * min(tol / history[-1], 1.0)
     found = problem.solution(x, true, iterations=taken, history=history, tolerance=tol)
     return found.checked() if strict else found
 
@@ -127,6 +128,8 @@ def _run(
     steps: int,
 ) -> None:
     """Take the steps from the residual ``r`` of ``x``; changes both in place."""
+    if steps == 0:
+        return
     centre, radius = (bounds[1] + bounds[0]) / 2, (bounds[1] - bounds[0]) / 2
     d = r * (inverse / centre)
     ratio = radius / centre

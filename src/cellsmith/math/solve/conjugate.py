@@ -69,10 +69,11 @@ def block_cg(
     history: list[float] = []
     true = torch.zeros_like(problem.norm)
     for attempt in range(_RESTARTS):
-        before = len(history)
+        before, former = len(history), true
         _run(problem, x, r, inverse=inverse, tol=tol * _MARGIN, limit=max_iter - before, history=history)
         true = problem.residual(x, out=r if attempt + 1 < _RESTARTS else None)
-        if bool((true <= tol).all()) or len(history) >= max_iter or len(history) == before:
+        stuck = attempt > 0 and not bool((true < 0.5 * former)[true > tol].any())  # at the resolution of the dtype
+        if stuck or bool((true <= tol).all()) or len(history) >= max_iter or len(history) == before:
             break
     found = problem.solution(x, true, iterations=len(history), history=history, tolerance=tol)
     return found.checked() if strict else found

@@ -15,7 +15,7 @@ from cellsmith.math.solve.chebyshev import a_priori_steps, chebyshev
 from cellsmith.math.solve.conjugate import block_cg
 from cellsmith.math.solve.direct import solve_lu
 from cellsmith.math.solve.operators import TorchApply
-from cellsmith.math.solve.solution import Solution
+from cellsmith.math.solve.solution import Problem, Solution
 from cellsmith.math.solve.system import System
 
 __all__ = ["active_columns", "choose_solver", "solve", "solved_supersolution"]
@@ -75,7 +75,7 @@ def solve(
         The system.
     B
         ``(n, C)`` right-hand sides in the order of the system, see :meth:`System.right_hand_side`; the iterations run
-        in their dtype.
+        in their dtype. Where float32 cannot resolve ``tol`` (about condition number x 6e-8), they go on in float64.
     solver
         As in :func:`choose_solver`.
     tol
@@ -91,7 +91,8 @@ def solve(
 
     Returns
     -------
-    :class:`Solution` with a numpy ``x`` of the dtype of ``B``, in the order of the system.
+    :class:`Solution` with a numpy ``x`` in the order of the system, of the dtype of ``B``, or float64 where that was
+    needed.
 
     Raises
     ------
@@ -102,19 +103,40 @@ def solve(
     """
     name = choose_solver(equations.n_cells, solver=solver)
     if name == "lu":
-        found = solve_lu(equations.matrix, B)
-        return Solution(found.x.astype(B.dtype), found.residual, 0, [], max(tol, found.tolerance))
+        problem = Problem.of(equations.apply, B)
+        x = torch.from_numpy(solve_lu(equations.matrix, B).x.astype(B.dtype))
+        found = problem.solution(x, problem.residual(x), iterations=0, history=[], tolerance=tol)
+        return found.checked() if strict else found
+    found = _iterate(equations, B, name=name, tol=tol, max_iter=max_iter, x0=x0, device=device)
+    if B.dtype == np.float32 and not found.converged.all() and (max_iter is None or found.iterations < max_iter):
+        wide, start = B.astype(np.float64), found.x.astype(np.float64)
+        more = _iterate(equations, wide, name=name, tol=tol, max_iter=max_iter, x0=start, device=device)
+        taken = found.iterations + more.iterations
+        found = Solution(more.x, more.residual, taken, [*found.history, *more.history], tol)
+    return found.checked() if strict else found
+
+
+def _iterate(
+    equations: System,
+    B: npt.NDArray[Any],
+    *,
+    name: str,
+    tol: float,
+    max_iter: int | None,
+    x0: npt.NDArray[Any] | None,
+    device: str | torch.device,
+) -> Solution:
     away = torch.device(device).type != "cpu"
     apply = TorchApply(equations.matrix, device=device) if away else equations.apply
     right: Any = torch.from_numpy(np.ascontiguousarray(B)).to(device) if away else B
     start: Any = torch.from_numpy(np.ascontiguousarray(x0)).to(device) if away and x0 is not None else x0
     if name == "chebyshev":
-        found = chebyshev(apply, right, bounds=equations.bounds, tol=tol, diag=equations.diag, x0=start, strict=strict)
+        found = chebyshev(apply, right, bounds=equations.bounds, tol=tol, diag=equations.diag, x0=start, strict=False)
     else:
         if max_iter is None:
             bounded = np.isfinite(equations.condition)
             max_iter = 2 * a_priori_steps(equations.condition, min(tol, 0.5)) + 20 if bounded else _MOST_STEPS
-        found = block_cg(apply, right, diag=equations.diag, x0=start, tol=tol, max_iter=max_iter, strict=strict)
+        found = block_cg(apply, right, diag=equations.diag, x0=start, tol=tol, max_iter=max_iter, strict=False)
     x = found.x.cpu().numpy() if away else found.x
     return Solution(x, found.residual, found.iterations, found.history, found.tolerance)
 

@@ -240,7 +240,8 @@ def system(
         boundary = sp.csr_matrix(sp.diags((~fixed).astype(np.float64)) @ coupling[:, held])
     if (fixed & ~isolated).any() or weight == 0:
         data[fixed[rows] | fixed[adjacency.indices]] = 0
-        coupling = sp.csr_matrix((data, adjacency.indices, adjacency.indptr), shape=(n, n))
+        # a copy, because dropping entries works in place and the pattern is the caller's
+        coupling = sp.csr_matrix((data, adjacency.indices, adjacency.indptr), shape=(n, n), copy=True)
         coupling.eliminate_zeros()
     del rows
     matrix = sp.csr_matrix(sp.diags(diag, format="csr") - coupling)
@@ -278,7 +279,7 @@ def _adjacency(graph: Any, order: npt.NDArray[Any] | None) -> sp.csr_matrix:
     if (matrix.data == 0).any():
         matrix = sp.csr_matrix(matrix, copy=True)
         matrix.eliminate_zeros()
-    down, across = np.asarray(matrix.sum(axis=0, dtype=np.float64)).reshape(-1), degrees(matrix)
+    across, down = degrees(matrix), np.bincount(matrix.indices, weights=matrix.data, minlength=n)
     gap = np.abs(down - across)
     if gap.max(initial=0.0) > 1e-5 * max(float(across.max(initial=0.0)), 1e-300):
         raise SetupError(
