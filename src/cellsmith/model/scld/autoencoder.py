@@ -21,16 +21,28 @@ REP_JITTER = 0.01
 
 
 class Decoded(NamedTuple):
-    """Parameters of the counts of n cells: logits of the shares (n, G), theta (G,) or (n, G), dropout logits (n, G)."""
+    """Parameters of the counts of n cells: logits of the shares (n, G), theta (G,) or (n, G), dropout logits (n, G).
+
+    ``scale`` (n,) is the expected total at a library of 1, where the decoder gives rates; None where it gives shares.
+    """
 
     logits: Tensor
     theta: Tensor
     dropout_logits: Tensor | None
+    scale: Tensor | None = None
 
     @property
     def rho(self) -> Tensor:
         """Shares (n, G), rows sum to 1."""
         return self.logits.softmax(dim=-1)
+
+    def total(self, library: Tensor) -> Tensor:
+        """Return the expected totals (n,) at libraries (n,)."""
+        return library if self.scale is None else library * self.scale
+
+    def mean(self, library: Tensor) -> Tensor:
+        """Return the expected counts (n, G) at libraries (n,)."""
+        return self.total(library)[:, None] * self.rho
 
 
 def dense(x: Tensor) -> Tensor:
@@ -79,6 +91,7 @@ class CountAutoencoder(nn.Module):
         # One batch carries no information: no columns for it.
         self.n_batch_columns = n_batch if n_batch > 1 else 0
         self.dispersion, self.log_variational, self.use_rep = dispersion, log_variational, use_rep
+        self.gives_rates = False
         if use_rep:
             self.register_buffer("rep_centre", torch.zeros(n_latent))
             self.register_buffer("rep_scale", torch.ones(n_latent))
@@ -155,6 +168,8 @@ class ForeignAutoencoder(nn.Module):
         self.n_latent, self.n_input = int(source.n_latent), int(source.n_input)
         self.dispersion = source.dispersion
         self.use_rep = False
+        # With size factors scVI's decoder gives rates, softplus and not softmax: their sum is part of the total.
+        self.gives_rates = bool(source.use_size_factor_key)
 
     def train(self, mode: bool = True) -> ForeignAutoencoder:
         """Stay in evaluation mode: batch statistics and dropout of a trained model are not ours to move."""
@@ -180,7 +195,7 @@ class ForeignAutoencoder(nn.Module):
         return (out["library"] if ql is None else ql.loc).reshape(-1)
 
     def decode(self, z: Tensor, covariates: Mapping[str, Tensor]) -> Decoded:
-        """Return the parameters of the counts; the source multiplies its shares by a library of 1."""
+        """Return the parameters of the counts; the source multiplies its shares, or rates, by a library of 1."""
         n = z.shape[0]
         one = torch.zeros(n, 1, device=z.device)
         labels = covariates[REGISTRY_KEYS.LABELS_KEY].reshape(n, 1)
@@ -200,4 +215,5 @@ class ForeignAutoencoder(nn.Module):
         theta = torch.full_like(rho[:1], 1e8)[0] if theta is None else theta
         if theta.dim() == 2 and self.dispersion == "gene":
             theta = theta[0]
-        return Decoded(rho.log(), theta, getattr(px, "zi_logits", None))
+        scale = rho.sum(dim=-1) if self.gives_rates else None
+        return Decoded(rho.log(), theta, getattr(px, "zi_logits", None), scale)

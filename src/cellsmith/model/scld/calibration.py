@@ -122,7 +122,7 @@ def _batches(
         tensors = {k: v.to(module.device) for k, v in batch.items()}
         mean, sd = module.posterior(tensors)
         decoded = module.decode(draw_latent(mean, sd, generator=generator), tensors)
-        m = (module.log_library(tensors).exp()[:, None] * decoded.rho).cpu().numpy()
+        m = decoded.mean(module.log_library(tensors).exp()).cpu().numpy()
         x = sparse.csr_matrix(dense_counts(batch).numpy())
         if group is not None:
             keep = (_group(batch, kind) == group).cpu().numpy()

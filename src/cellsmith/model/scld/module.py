@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -18,7 +20,7 @@ from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense
 from cellsmith.nn.denoiser import Denoiser, NoisyClassifier
 
-__all__ = ["SCLDModule", "dense_counts", "row_totals"]
+__all__ = ["SCLDModule", "dense_counts", "log_totals", "row_totals", "to_scipy"]
 
 
 class SCLDModule(BaseModuleClass):
@@ -141,6 +143,14 @@ class SCLDModule(BaseModuleClass):
             return self.autoencoder.log_library(tensors)
         return row_totals(tensors[REGISTRY_KEYS.X_KEY]).log()
 
+    def log_depth(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return what the diffusion calls depth (n,): the log library, or the log total where the decoder gives rates.
+
+        A size factor that multiplies rates is no total, and the total that the rates add up to is only as good as
+        their fit; the observed totals need neither.
+        """
+        return log_totals(tensors) if self.autoencoder.gives_rates else self.log_library(tensors)
+
     def posterior(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return posterior mean and standard deviation (n, d)."""
         mean, log_variance = self.autoencoder.encode(tensors)
@@ -174,9 +184,8 @@ class SCLDModule(BaseModuleClass):
         x, decoded = tensors[REGISTRY_KEYS.X_KEY], self.decode(z, tensors)
         library = self.log_library(tensors).exp()
         if decoded.dropout_logits is None:
-            return nb_log_prob_softmax(x, decoded.logits, decoded.theta, library=library)
-        mean = library[:, None] * decoded.rho
-        return zinb_log_prob(x, mean, decoded.theta, dropout_logits=decoded.dropout_logits)
+            return nb_log_prob_softmax(x, decoded.logits, decoded.theta, library=decoded.total(library))
+        return zinb_log_prob(x, decoded.mean(library), decoded.theta, dropout_logits=decoded.dropout_logits)
 
     def _classification(self, z: Tensor, labels: Tensor) -> Tensor:
         known = labels < self.n_labels
@@ -291,8 +300,7 @@ class SCLDModule(BaseModuleClass):
         return {"px": self._distribution(self.decode(z, covariates), library)}
 
     def _distribution(self, decoded: Decoded, library: Tensor) -> Any:
-        rho = decoded.rho
-        common = {"mu": library.exp() * rho, "theta": decoded.theta, "scale": rho}
+        common = {"mu": decoded.mean(library.exp().reshape(-1)), "theta": decoded.theta, "scale": decoded.rho}
         if decoded.dropout_logits is None:
             return NegativeBinomial(**common)
         return ZeroInflatedNegativeBinomial(**common, zi_logits=decoded.dropout_logits)
@@ -312,6 +320,23 @@ def row_totals(x: Tensor) -> Tensor:
     if x.layout is torch.strided:
         return x.sum(dim=1)
     return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices())
+
+
+def to_scipy(x: Tensor) -> sparse.csr_matrix:
+    """Return dense or CSR counts (n, G) on the CPU as a scipy matrix."""
+    if x.layout is torch.strided:
+        return sparse.csr_matrix(x.numpy())
+    parts = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
+    return sparse.csr_matrix(parts, shape=tuple(x.shape))
+
+
+def log_totals(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the log observed totals (n,) of a batch, float64; a minified one has kept them."""
+    kept = tensors.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)
+    if kept is not None:
+        return kept.reshape(-1).double().log()
+    total = to_scipy(tensors[REGISTRY_KEYS.X_KEY].cpu()).sum(axis=1)
+    return torch.from_numpy(np.asarray(total, dtype=float).ravel()).log()
 
 
 def dense_counts(tensors: Mapping[str, Tensor]) -> Tensor:

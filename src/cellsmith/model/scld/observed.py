@@ -161,10 +161,13 @@ class ObservedMixin:
                 tensors = {n: v.to(module.device) for n, v in reader[order[start : start + gen.CHUNK]].items()}
                 mean, sd = module.posterior(tensors)
                 noise = torch.randn(mean.shape, generator=streams.torch("sample", k, i)).to(mean)
-                totals = np.maximum(1, np.rint(module.log_library(tensors).exp().cpu().numpy())).astype(np.int64)
                 given = {n: v for n, v in tensors.items() if n != REGISTRY_KEYS.X_KEY}
                 child = Streams(streams.integer("sample", k, i, 1))
                 z = mean + sd * noise
+                library = module.log_library(tensors).exp()
+                if module.autoencoder.gives_rates:
+                    library = module.decode(z, given).total(library)
+                totals = np.maximum(1, np.rint(library.cpu().numpy())).astype(np.int64)
                 how = {"totals": totals, "output": "counts", "decode": decode, "streams": child}
                 parts.append(gen.decode_counts(module, z, given, **how))
             samples.append(pydata_sparse.GCXS.from_scipy_sparse(sparse.vstack(parts, format="csr")))

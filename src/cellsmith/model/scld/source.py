@@ -41,7 +41,7 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
     NotTrainedError
         If the model is not trained.
     SetupError
-        For another class, a "normal" likelihood, a logistic-normal latent, size factors, or other genes.
+        For another class, a "normal" likelihood, a logistic-normal latent, or other genes.
     """
     import scvi
 
@@ -61,11 +61,6 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
         raise SetupError(
             f"The model has latent_distribution={module.latent_distribution!r}; accepted: 'normal' (a diffusion needs "
             "latents without a constraint)."
-        )
-    if module.use_size_factor_key:
-        raise SetupError(
-            "The model was registered with size_factor_key, so that its decoder gives rates without a total, not "
-            "shares of one. Accepted: models without it; train SCLD itself with size_factor_key=."
         )
     source_data = model.adata if adata is None else adata
     genes = np.asarray(model.registry["field_registries"]["X"]["state_registry"]["column_names"], dtype=object)

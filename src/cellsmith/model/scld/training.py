@@ -17,6 +17,7 @@ from cellsmith.math import counts
 from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld.autoencoder import CountAutoencoder
 from cellsmith.model.scld.calibration import calibrate
+from cellsmith.model.scld.module import log_totals, to_scipy
 
 __all__ = ["TrainingMixin"]
 
@@ -52,7 +53,7 @@ class TrainingMixin:
         """E7, E2: start the dispersion at its moments and the decoder at the mean profile; scales of given inputs."""
         module, parts, factors, reps = self.module, [], [], []
         for tensors in self._cells(self._training_sample(MAX_MOMENT_CELLS, streams)):
-            parts.append(_to_scipy(tensors[REGISTRY_KEYS.X_KEY]))
+            parts.append(to_scipy(tensors[REGISTRY_KEYS.X_KEY]))
             if REGISTRY_KEYS.SIZE_FACTOR_KEY in tensors:
                 factors.append(tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].reshape(-1))
             if REP_KEY in tensors:
@@ -128,14 +129,12 @@ class TrainingMixin:
                 {
                     "mean": mean.cpu(),
                     "sd": sd.cpu(),
-                    "log_library": module.log_library(tensors).float().cpu(),
+                    "log_library": module.log_depth(tensors).float().cpu(),
                     "codes": module.condition_codes(tensors).cpu(),
                     "continuous": torch.zeros(n, 0) if continuous is None else continuous.float().cpu(),
                 }
             )
-            total = batch.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)
-            total = _to_scipy(batch[REGISTRY_KEYS.X_KEY]).sum(axis=1) if total is None else total
-            totals.append(torch.from_numpy(np.asarray(total, dtype=float).ravel()).log())
+            totals.append(log_totals(batch))
         return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}, torch.cat(totals)
 
     @torch.no_grad()
@@ -163,11 +162,3 @@ class TrainingMixin:
                 f"used (negative log-likelihood {self.refit_['nll_before']:.2f} -> {self.refit_['nll_after']:.2f}).",
                 DataWarning,
             )
-
-
-def _to_scipy(x: Tensor) -> sparse.csr_matrix:
-    if x.layout is torch.strided:
-        return sparse.csr_matrix(x.numpy())
-    return sparse.csr_matrix(
-        (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy()), shape=tuple(x.shape)
-    )
