@@ -85,10 +85,31 @@ def nearest(name: object, valid: Iterable[object]) -> str:
 
     Returns
     -------
-    A sentence such as ``"Did you mean 'batch_key'? Valid: 'batch_key', 'layer'."``.
+    A sentence such as ``"Did you mean 'batch_key'? Valid: 'batch_key', 'layer'."``. Where a name was typed as text and
+    the valid one is a number, or the other way round, it says that: ``"Those are integers: type 1, not '1'. ..."``.
     """
-    options = [str(v) for v in valid]
+    given = list(valid)
+    options = [str(v) for v in given]
+    twin = next((v for v in given if str(v) == str(name) and isinstance(v, str) != isinstance(name, str)), None)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    shown = ", ".join(repr(o) for o in options[:20]) + (", ..." if len(options) > 20 else "")
+    hint = ""
+    if twin is not None:
+        hint = f"Those are {_kind(twin)}: type {_typed(twin)}, not {_typed(name)}. "
+    elif close:
+        hint = f"Did you mean {_typed(given[options.index(close[0])])}? "
+    shown = ", ".join(_typed(v) for v in given[:20]) + (", ..." if len(given) > 20 else "")
     return f"{hint}Valid: {shown or '(none)'}."
+
+
+def _typed(value: object) -> str:
+    """Return what a user types for a value: ``'NK'`` and ``1``, not ``np.str_('NK')`` and ``np.int64(1)``."""
+    return repr(getattr(value, "item", lambda: value)()) if not isinstance(value, str) else repr(str(value))
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "text"
+    plain = getattr(value, "item", lambda: value)()
+    return {bool: "true or false", int: "integers", float: "numbers"}.get(
+        type(plain), f"of type {type(plain).__name__}"
+    )

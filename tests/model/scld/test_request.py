@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_empty_condition_hides_everything() -> None:
 def test_unknown_columns_and_categories_name_the_nearest(condition: Any, words: str) -> None:
     with pytest.raises(SetupError, match=words):
         compose(5, condition)
+
+
+@pytest.mark.parametrize(
+    ("categories", "value", "words"),
+    [
+        (np.array([0, 1]), "1", r"batch='1' was not .*Those are integers: type 1, not '1'\. Valid: 0, 1\."),
+        (np.array(["0", "1"]), 1, r"batch=1 was not .*Those are text: type '1', not 1\. Valid: '0', '1'\."),
+        (np.array([0, 1]), 3, r"batch=3 was not among the training cells\. Valid: 0, 1\."),
+    ],
+)
+def test_a_category_of_another_type_says_what_to_type(categories: Any, value: Any, words: str) -> None:
+    with pytest.raises(SetupError, match=words):
+        replace(COVARIATES, categories=(categories, COVARIATES.categories[1])).code("batch", value)
 
 
 def test_weights_become_a_mixture_and_the_heaviest_stands_in() -> None:

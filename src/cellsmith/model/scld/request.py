@@ -65,7 +65,8 @@ class Covariates:
             return len(self.categories[k])
         hits = np.flatnonzero(self.categories[k] == value)
         if not len(hits):
-            raise SetupError(f"{name}={value!r} was not among the training cells. {nearest(value, self.categories[k])}")
+            hint = nearest(value, self.categories[k])
+            raise SetupError(f"{name}={shown(value)} was not among the training cells. {hint}")
         return int(hits[0])
 
     def describe(self, codes: Sequence[int]) -> str:
