@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "AnnotationReport": ".annotation",
+        "MissingnessReport": ".missingness",
         "PrivacyReport": ".privacy",
         "SyntheticReport": ".synthesis",
         "annotation_report": ".annotation",
@@ -15,9 +16,11 @@ __getattr__, __dir__, __all__ = attach(
         "evaluate_synthetic": ".synthesis",
         "macro_f1": ".clustering",
         "membership_auc": ".privacy",
+        "missingness_report": ".missingness",
         "nearest_share": ".privacy",
         "nmi": ".clustering",
         "privacy_report": ".privacy",
         "rare_f1": ".clustering",
+        "subspace_error": ".missingness",
     },
 )

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from cellsmith._lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"GRIT": ".grit.model", "SCLD": ".scld.model"})
+__getattr__, __dir__, __all__ = attach(__name__, {"BCPCA": ".bcpca.model", "GRIT": ".grit.model", "SCLD": ".scld.model"})

@@ -2,6 +2,7 @@
 
 * `sources`: reading by rows (arrays, CSR, masked arrays, backed h5ad, zarr, dask)
 * `masks`: what ``mask`` means, and the blocks that `cellsmith.math.gram` streams
+* `stored`: fitted probabilities as named arrays, and back
 * `zeros`: which zeros of single-cell data are missing values (Eq. 20), and how such a pattern is stored
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from cellsmith.math.missing.masks import WORDS, Mask, Pattern, checked_weights, find_mask, find_values, read_blocks
 from cellsmith.math.missing.sources import Rows, aligned_rows, chunk_bounds, dense, rows_of, whole
+from cellsmith.math.missing.stored import describe_probability, stored_probability
 from cellsmith.math.missing.zeros import (
     consensus_zeros,
     excess_zero_weights,
@@ -29,6 +31,7 @@ __all__ = [
     "chunk_bounds",
     "consensus_zeros",
     "dense",
+    "describe_probability",
     "excess_zero_weights",
     "find_mask",
     "find_values",
@@ -38,6 +41,7 @@ __all__ = [
     "read_blocks",
     "rows_of",
     "sparser_pattern",
+    "stored_probability",
     "whole",
     "zero_moments",
 ]

@@ -1,0 +1,1 @@
+"""BC-PCA: an embedding of data whose entries are missing unevenly."""
