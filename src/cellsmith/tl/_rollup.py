@@ -42,7 +42,8 @@ def rollup(
         What :func:`cellsmith.model.grit.sources.read_ontology` returned, or the path of a local ``.obo`` or obograph
         ``.json`` file.
     mass
-        Probability that a term must hold, in (0, 1].
+        Probability that a term must hold, in (0, 1]; calibrated where GRIT was (smoothed scores alone are
+        under-confident, and would roll nearly everything up to a root).
     part_of
         Count a part for its whole, beside is_a.
     copy
@@ -63,11 +64,17 @@ def rollup(
     --------
     >>> cellsmith.tl.rollup(adata, ontology="cl.obo")  # doctest: +SKIP
     """
+    from cellsmith.math.conformal import apply_temperature
+    from cellsmith.model.grit.equations import normalise_rows
     from cellsmith.model.grit.sources import read_ontology
 
     block, proba = refined_block(adata, key)
     terms = ontology if isinstance(ontology, Ontology) else read_ontology(ontology)
-    found = roll_up(proba, [str(c) for c in block["classes"]], terms, mass=mass, part_of=part_of)
+    calibration = block.get("calibration", {})
+    rows = normalise_rows(proba)
+    if "temperature" in calibration:
+        rows = apply_temperature(rows, float(calibration["temperature"]))
+    found = roll_up(rows, [str(c) for c in block["classes"]], terms, mass=mass, part_of=part_of)
     labels = pd.Series(found.labels, dtype=object).replace("", np.nan)
     goal = adata.copy() if copy else adata
     record = {
@@ -84,6 +91,7 @@ def rollup(
         "sha256": found.digest,
         "required_mass": float(mass),
         "part_of": bool(part_of),
+        "calibrated": "temperature" in calibration,
     }
     _record.extend(
         goal, key, _record.Result(method="grit", obs={"{k}_rollup": pd.Categorical(labels)}, uns={"rollup": record})

@@ -74,7 +74,8 @@ DEVIATIONS = (
     Deviation(
         "over-smoothing",
         "not discussed",
-        "classes that vanish and a collapse of the effective number of classes are warned about (Eq. 14)",
+        "classes that vanish and a collapse of the effective number of classes among the labels are warned about (Eq. "
+        "14); the mean score of a class cannot show it, because smoothing conserves it",
         "a smooth wrong answer is more convincing than a noisy wrong one",
         "tests/model/grit/test_guards.py::test_every_run_that_loses_a_class_warns",
     ),

@@ -39,7 +39,9 @@ Floats = npt.NDArray[np.floating[Any]]
 SPACES = ("prob", "ovr", "similarity", "logit", "raw")
 ROW_SUM_SLACK = 1e-3  # how far from one a row of probabilities may sum
 LEAST_FIDELITY = 0.01
-EFFECTIVE_SHARE = 0.7  # of the raw effective number of classes; below it, smoothing has erased structure
+# Of the raw effective number of classes. Where refinement helped it was 0.62 to 0.95 (noise that is removed evens
+# labels out); where macro-F1 fell below raw it was 0.56 and less (pbmc68k_reduced, both tasks of the tests).
+EFFECTIVE_SHARE = 0.6
 
 
 def objective(p: Floats, p0: Floats, *, fidelity: Floats, laplacian: Any, smoothness_weight: float) -> float:
@@ -65,10 +67,19 @@ def objective(p: Floats, p0: Floats, *, fidelity: Floats, laplacian: Any, smooth
 
 
 def infer_space(values: Floats) -> str:
-    """Eq. 3: what scores (n, C) look like; rows with NaN play no role.
+    """Eq. 3: say what scores look like.
 
     Non-negative with rows within 1e-3 of one: "prob"; all in [0, 1]: "ovr", independent probabilities of each class;
     max |x| <= 1 with negatives: "similarity"; otherwise "logit".
+
+    Parameters
+    ----------
+    values
+        Scores (n, C); rows with NaN play no role.
+
+    Returns
+    -------
+    One of ``SPACES``.
     """
     known = values[~np.isnan(values).any(axis=1)]
     if not known.size:
@@ -105,7 +116,17 @@ def to_scores(values: Floats, space: str, *, temperature: float = 1.0) -> Floats
 
 
 def normalise_rows(p: Floats) -> Floats:
-    """Divide rows (n, C) by their sums; entries below zero (rounding) count as zero, a row of zeros becomes uniform."""
+    """Divide rows by their sums.
+
+    Parameters
+    ----------
+    p
+        (n, C); entries below zero (rounding) count as zero.
+
+    Returns
+    -------
+    (n, C), rows sum to one; a row of zeros becomes uniform, one with NaN stays NaN.
+    """
     positive = np.maximum(p, 0)
     total = positive.sum(axis=1, keepdims=True)
     uniform = positive.dtype.type(1.0 / p.shape[1])
@@ -167,14 +188,27 @@ def class_factors(p: Floats, *, power: float = 0.5) -> Floats:
     return np.asarray(np.where(mass > 0, np.where(mass > 0, mass, 1.0) ** -power, 1.0))
 
 
-def effective_classes(p: Floats) -> float:
-    """Eq. 14: exp of the entropy of the mean row of P (n, C); between 1 and C."""
-    known = p[~np.isnan(p).any(axis=1)]
+def effective_classes(labels: npt.NDArray[np.int64]) -> float:
+    """Eq. 14: exp of the entropy of the shares of labels.
+
+    Of labels and not of scores: smoothing keeps the mean score of every class (exactly for "comb"), so that a number
+    made of the means could not fall.
+
+    Parameters
+    ----------
+    labels
+        Codes (n,), -1 for none.
+
+    Returns
+    -------
+    Between 1 and C; 0 without any label.
+    """
+    known = labels[labels >= 0]
     if not known.size:
         return 0.0
-    mean = normalise_rows(known).mean(axis=0, dtype=np.float64)
-    mean = mean[mean > 0] / mean.sum()
-    return float(np.exp(-(mean * np.log(mean)).sum()))
+    share = np.bincount(known) / known.size
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def oversmoothed(raw: npt.NDArray[np.int64], refined: npt.NDArray[np.int64], *, most: float) -> npt.NDArray[np.int64]:
@@ -199,7 +233,19 @@ def oversmoothed(raw: npt.NDArray[np.int64], refined: npt.NDArray[np.int64], *, 
 
 
 def modularity(weights: Any, labels: npt.NDArray[np.int64]) -> float:
-    """Eq. 19: Newman modularity of labels (n,) on a graph (n, n); cells with label -1 are a class of their own each."""
+    """Eq. 19: Newman modularity of labels on a graph.
+
+    Parameters
+    ----------
+    weights
+        A, sparse (n, n), symmetric.
+    labels
+        Codes (n,); a cell with -1 is a class of its own.
+
+    Returns
+    -------
+    Between -1/2 and 1; 0 for a graph without edges.
+    """
     total = float(weights.sum())
     if total == 0:
         return 0.0

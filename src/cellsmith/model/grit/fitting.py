@@ -240,11 +240,8 @@ class FittingMixin:
     ) -> dict[str, Any]:
         """Return the numbers of ``.uns`` and warn where smoothing erased structure."""
         n_classes, labels = len(given.classes), label_codes(refined.scores)
-        proba = self._handed_out(refined.scores, given.space)
         lost = [given.classes[c] for c in summary.lost_classes(raw, labels, n_classes)]
-        guard, warning = summary.smoothing_guard(
-            summary.shares(given.values, given.space), summary.shares(proba, given.space), lost
-        )
+        guard, warning = summary.smoothing_guard(raw, labels, lost)
         if warning and self.params_["variant"] == "default":
             self._note(warning, OverSmoothingWarning)
         filled = np.flatnonzero((raw < 0) & (labels >= 0))
@@ -277,7 +274,7 @@ class FittingMixin:
         batches = registered_labels(self.adata_manager, REGISTRY_KEYS.BATCH_KEY)
         if batches is not None:
             blocks["batches"] = summary.batch_block(
-                *batches, raw, labels, certified=refined.certified, n_classes=n_classes
+                *batches, raw=raw, refined=labels, certified=refined.certified, n_classes=n_classes
             )
         return blocks
 

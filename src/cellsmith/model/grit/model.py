@@ -112,9 +112,9 @@ class GRIT(FittingMixin, QueryMixin, ResultsMixin, FittedModel):
         variant: str = "default",
         store_rep: bool = True,
     ) -> None:
-        super().__init__(adata, registry)
         given = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "__class__")}
-        _check_options(given)
+        _check_options(given)  # first, because scvi-tools keeps every model that was begun
+        super().__init__(adata, registry)
         self.params_ = {k: float(v) if isinstance(v, Default) else v for k, v in given.items()}
         self.temperature_given_ = not isinstance(score_temperature, Default)
         if variant == "paper":
@@ -242,7 +242,13 @@ class GRIT(FittingMixin, QueryMixin, ResultsMixin, FittedModel):
         return self._results(adata)
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
-        """Return the names of the genes; none where the model holds no data, since no gene is ever read."""
+        """Return the names of the genes; none where the model holds no data, since no gene is ever read.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            As in scvi-tools.
+        """
         return super().get_var_names(legacy_mudata_format) if self.adata is not None else np.array([], dtype=object)
 
     def _n_cells(self) -> int:

@@ -132,9 +132,7 @@ class QueryMixin:
                 "changed": float((raw != labels)[known].mean()) if known.any() else 0.0,
                 "lost": int(summary.lost_classes(raw, labels, len(given.classes)).size),
                 "modularity": eq.modularity(found.weights, labels),
-                "effective_classes": eq.effective_classes(
-                    summary.shares(self._handed_out(refined.scores, given.space), given.space)
-                ),
+                "effective_classes": eq.effective_classes(labels),
                 "cross_edges": summary.cross_edges(found.weights, labels),
                 "uncertified": refined.n_uncertified,
             }

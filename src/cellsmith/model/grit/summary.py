@@ -68,14 +68,15 @@ def cross_edges(weights: Any, labels: Codes) -> float:
     return float(entries.data[known & (a != b)].sum(dtype=np.float64)) / total if total else 0.0
 
 
-def smoothing_guard(before: Floats, after: Floats, lost: list[str]) -> tuple[dict[str, float], str]:
+def smoothing_guard(before: Codes, after: Codes, lost: list[str]) -> tuple[dict[str, float], str]:
     """Return the effective numbers of classes before and after, and a warning or "" (Eq. 14)."""
     found = {"raw": eq.effective_classes(before), "refined": eq.effective_classes(after)}
     parts = []
     if lost:
         parts.append(f"{len(lost)} classes no longer have any cell ({', '.join(lost[:8])})")
     if found["refined"] < eq.EFFECTIVE_SHARE * found["raw"]:
-        parts.append(f"the effective number of classes fell from {found['raw']:.2f} to {found['refined']:.2f}")
+        change = f"{found['raw']:.2f} to {found['refined']:.2f}"
+        parts.append(f"the effective number of classes among the labels fell from {change}")
     advice = "Over-smoothing: {}. Lower smoothness_weight, type protect=0.5, or look at the path of the model."
     return found, advice.format("; ".join(parts)) if parts else ""
 
@@ -112,7 +113,7 @@ def solve_block(refined: Refined, tol: float) -> dict[str, Any]:
 
 
 def batch_block(
-    batch: Codes, names: Any, raw: Codes, refined: Codes, *, certified: npt.NDArray[np.bool_], n_classes: int
+    batch: Codes, names: Any, *, raw: Codes, refined: Codes, certified: npt.NDArray[np.bool_], n_classes: int
 ) -> dict[str, Any]:
     """Return one entry a batch: cells, changed and uncertified ones, and the flow (batches, C, C)."""
     rows = [np.flatnonzero(batch == b) for b in range(len(names))]
