@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scvi.criticism import PosteriorPredictiveCheck
 
 from cellsmith import _compat
 from cellsmith._errors import DataWarning, SetupError
+from cellsmith._rng import Streams
 from cellsmith.model import SCLD
 
 A, B = {"cell_type": "type_0"}, {"cell_type": "type_1"}
@@ -90,6 +92,89 @@ def test_augment_without_need_returns_the_real_cells(model: SCLD) -> None:
     assert not same.obs["is_synthetic"].any()
 
 
+def test_augment_keeps_what_it_can_and_names_what_it_leaves_out(model: SCLD) -> None:
+    real = model.adata.copy()
+    real.obs["score"] = np.arange(240)
+    real.obs["fine"] = np.arange(240) % 2 == 0
+    real.obsm["X_pca"] = np.ones((240, 3), dtype=np.float32)
+    real.obsm["votes"] = np.ones((240, 2), dtype=int)
+    real.obsm["table"] = pd.DataFrame({"u": np.arange(240.0)}, index=real.obs_names)
+    real.obsm["hashes"] = scipy.sparse.csr_matrix(np.eye(240, 4))
+    real.layers["dense"] = np.full((240, 50), 2.0, dtype=np.float32)
+    real.layers["log"] = real.X.log1p()
+    real.varm["loadings"] = np.ones((50, 2))
+    real.obsp["graph"] = scipy.sparse.eye(240, format="csr")
+    before = real.copy()
+    with pytest.warns(DataWarning, match=r"left out \.obsm\['hashes'\], \.layers\['log'\]"):
+        grown = model.augment(real, key="cell_type", target={"type_2": 60})
+    new = grown[240:]
+    assert new.n_obs > 0
+    assert grown.X.dtype == np.float32
+    assert new.X.sum(axis=1).min() >= 1
+    assert grown.obsm["X_pca"].dtype == grown.layers["dense"].dtype == np.float32
+    for values in (new.obsm["X_pca"], new.obsm["votes"], new.obsm["table"], new.layers["dense"], new.obs[["score"]]):
+        assert np.isnan(np.asarray(values, dtype=float)).all()
+    np.testing.assert_array_equal(grown.obsm["X_pca"][:240], real.obsm["X_pca"])
+    np.testing.assert_array_equal(grown.obsm["votes"][:240], real.obsm["votes"])
+    np.testing.assert_array_equal(grown.obsm["table"]["u"][:240], np.arange(240.0))
+    np.testing.assert_array_equal(grown.layers["dense"][:240], real.layers["dense"])
+    np.testing.assert_array_equal(grown.varm["loadings"], real.varm["loadings"])
+    assert grown.obs["score"][:240].tolist() == list(range(240))
+    assert new.obs["fine"].isna().all()
+    assert np.isfinite(new.obsm["X_scld"]).all()
+    assert not grown.obsp
+    assert grown.obs_names.is_unique
+    # What was handed over is as it was.
+    assert set(real.layers) == set(before.layers)
+    assert (real.X != before.X).nnz == 0
+    assert "is_synthetic" not in real.obs
+
+
+def test_augment_hands_query_arguments_to_generate(model: SCLD) -> None:
+    plain, sharp, deep = (
+        model.augment(key="cell_type", target={"type_2": 60}, **how)
+        for how in ({}, {"guidance": 3.0, "guidance_mode": "joint"}, {"library_size": 500, "sampler": "ddim"})
+    )
+    new = [a[240:] for a in (plain, sharp, deep)]
+    child = Streams(0).integer("augment", 0)
+    same = model.generate(new[0].n_obs, condition={"cell_type": "type_2"}, min_cells=1, seed=child)
+    assert (same.X != new[0].X).nnz == 0
+    assert not np.allclose(new[0].obsm["X_scld"], new[1].obsm["X_scld"])
+    assert (np.asarray(new[2].X.sum(axis=1)) == 500).all()
+    params = sharp.uns["scld"]["params"]
+    assert (params["guidance"], params["key"], params["seed"]) == (3.0, "cell_type", 0)
+    assert deep.uns["scld"]["params"]["sampler"] == "ddim"
+    with pytest.raises(SetupError, match="'match' or one number"):
+        model.augment(key="cell_type", library_size=np.ones(5))
+    with pytest.raises(SetupError, match=r"type_2.* training cells; at least min_cells=150"):
+        model.augment(key="cell_type", target={"type_2": 60}, min_cells=150)
+
+
+def test_augment_records_every_category(model: SCLD, tmp_path: Path) -> None:
+    grown = model.augment(key="cell_type", post_guidance="reject")
+    table = grown.uns["scld"]["composition"]["cell_type"]
+    sizes = grown.obs["cell_type"].value_counts()
+    for category, real, wanted, added in zip(*(table[c] for c in ("category", "real", "wanted", "added")), strict=True):
+        assert real == (model.adata.obs["cell_type"] == category).sum()
+        assert real + added == sizes[category] == wanted
+    assert grown.uns["scld"]["post_guidance"]["kind"] == "reject"
+    assert len(grown.uns["scld"]["post_guidance"]["acceptance"]) == (np.asarray(table["added"]) > 0).sum()
+    grown.write_h5ad(tmp_path / "a.h5ad")
+    assert read_h5ad(tmp_path / "a.h5ad").shape == grown.shape
+
+
+def test_augment_reads_counts_where_they_were_registered(make: Callable[..., AnnData], quick: Any) -> None:
+    adata = make(80, 20)
+    adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
+    trained = quick(adata, setup={"layer": "counts", "labels_key": "cell_type"})
+    grown = trained.augment(key="cell_type")
+    assert (grown.X[:80] != adata.layers["counts"]).nnz == 0
+    assert (grown.layers["counts"] != grown.X).nnz == 0
+    SCLD.setup_anndata(grown, layer="counts", labels_key="cell_type")
+    again = trained.augment(grown, key="cell_type", target=int(grown.obs["cell_type"].value_counts().max()) + 1)
+    assert again.obs_names.is_unique
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
@@ -97,6 +182,7 @@ def test_augment_without_need_returns_the_real_cells(model: SCLD) -> None:
         ({"key": "cell_type", "target": "min"}, "target='min'"),
         ({"key": "cell_type", "target": 0}, "at least 1"),
         ({"key": "cell_type", "target": {"type_9": 5}}, "'type_9'"),
+        ({"key": "cell_type", "guidance_mode": "add"}, "guidance_mode='add'"),
     ],
 )
 def test_augment_refuses_what_it_cannot_do(kwargs: dict[str, Any], words: str, model: SCLD) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import anndata
 import numpy as np
 import torch
 from anndata import AnnData
@@ -18,9 +17,9 @@ from cellsmith._rng import Streams, resolve_seed
 from cellsmith.math import edm
 from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld import generation as gen
-from cellsmith.model.scld.assemble import assemble_cells
-from cellsmith.model.scld.registration import lacks_counts
-from cellsmith.model.scld.request import Request, request_composition, request_rows
+from cellsmith.model.scld.assemble import assemble_cells, join_cells, joint_block, with_obs
+from cellsmith.model.scld.registration import check_object, lacks_counts
+from cellsmith.model.scld.request import Request, request_composition, request_rows, shown
 
 __all__ = ["EditingMixin"]
 
@@ -35,7 +34,18 @@ class EditingMixin:
         key: str,
         target: str | int | Mapping[str, int] = "max",
         max_ratio: float = 5.0,
+        guidance: float | Mapping[str, float] = 1.0,
+        guidance_mode: str = "auto",
+        sampler: str = "dpmpp_2m",
+        n_steps: int | None = None,
+        library_size: float | str | None = None,
+        decode: str = "exact_total",
+        post_guidance: str | None = None,
+        post_guidance_kwargs: Mapping[str, Any] = {},
+        on_small: str = "raise",
+        min_cells: int = 1,
         seed: Any = 0,
+        batch_size: int = 4096,
     ) -> AnnData:
         """Add synthetic cells to small categories.
 
@@ -49,60 +59,117 @@ class EditingMixin:
             Cells every category should have: "max" (that of the largest), a number, or {category: number}.
         max_ratio
             Never more synthetic than this many times the real cells of a category; a warning says where it capped.
+        guidance, guidance_mode, sampler, n_steps, decode
+            As in :meth:`generate`.
+        library_size
+            Totals of the synthetic cells: None is the model's, else a number or "match", counts.
+        post_guidance, post_guidance_kwargs
+            As in :meth:`generate`.
+        on_small, min_cells
+            As in :meth:`generate`; by default a category of any size is augmented.
         seed
             Seed of the draw.
+        batch_size
+            As in :meth:`generate`.
 
         Returns
         -------
         AnnData: the real rows first, then the synthetic ones; ``.obs["is_synthetic"]`` tells them apart.
 
+        * ``.X`` (n, G) CSR: the counts, also where they were registered from a layer; that layer holds them too.
+        * ``.var``, ``.varm``: those of the real cells.
+        * ``.obs``: all columns; what only one kind of cells has is missing for the other.
+        * ``.obsm`` and dense layers of numbers: NaN for synthetic cells, which were never measured or embedded there.
+        * left out: sparse layers and ``.obsm`` (a warning names them), which cannot say "missing"; and ``.obsp``,
+          ``.uns`` and ``.raw``, which describe the real cells only.
+        * ``.uns[key_added]``: ``params``, ``composition`` (real, wanted, added a category), ``post_guidance``,
+          ``fallback``, ``provenance``.
+
         Raises
         ------
         SetupError
-            For a column that is not registered, a target that is not positive, or cells whose counts are gone.
+            For a column that is not registered, a target that is not positive, cells whose counts are gone, or an
+            option that :meth:`generate` refuses.
         """
         self._require_trained("augment")
-        real = self.adata if adata is None else adata
-        real = real.mod[self._count_modality] if hasattr(real, "mod") else real
-        if lacks_counts(real, self.registry["setup_args"].get("layer")):
+        real = self._real_cells(adata, key)
+        if np.ndim(library_size):
+            raise SetupError(
+                f"library_size has the shape {np.shape(library_size)}; augment takes None, 'match' or one number, "
+                "since it decides itself how many cells a category gets."
+            )
+        options = {
+            "guidance": guidance,
+            "guidance_mode": guidance_mode,
+            "sampler": sampler,
+            "n_steps": n_steps,
+            "library_size": library_size,
+            "decode": decode,
+            "post_guidance": post_guidance,
+            "post_guidance_kwargs": post_guidance_kwargs,
+            "on_small": on_small,
+            "min_cells": min_cells,
+            "batch_size": batch_size,
+        }
+        wanted = _targets(
+            target, real.obs[key].value_counts(), self.covariates.categories[self.covariates.position(key)]
+        )
+        table = self._shortfall(real, key, wanted, max_ratio)
+        seed, parts = resolve_seed(seed), []
+        for i, (category, n_new) in enumerate(zip(wanted, table["added"], strict=True)):
+            if n_new:
+                child = Streams(seed).integer("augment", i)
+                parts.append(self.generate(int(n_new), condition={key: category}, seed=child, **options))
+        layer = self.registry["setup_args"].get("layer")
+        out, left_out = join_cells(real, parts, layer=layer, prefix=self.key_added_)
+        if left_out:
+            warnings.warn(
+                f"augment left out {', '.join(left_out)}: a sparse matrix cannot say that synthetic cells have no "
+                "value there. Compute them anew from .X, or make them dense first.",
+                DataWarning,
+                stacklevel=2,
+            )
+        if parts:
+            params = {"key": key, "target": str(target), "max_ratio": float(max_ratio), "seed": seed}
+            out.uns[self.key_added_] = joint_block(parts, self.key_added_, params=params, composition={key: table})
+        return out
+
+    def _real_cells(self, adata: AnnData | None, key: str) -> AnnData:
+        """Return the cells to augment, with the column ``key``, after refusing what cannot be augmented."""
+        self.covariates.position(key)
+        whole = self.adata if adata is None else adata
+        real = whole.mod[self._count_modality] if hasattr(whole, "mod") else whole
+        layer = self.registry["setup_args"].get("layer")
+        if lacks_counts(real, layer):
             raise SetupError(
                 "augment puts real cells beside synthetic ones, but the counts of these real cells are gone: they are "
                 "minified. Type augment(adata, key=...) with cells that have counts."
             )
-        k = self.covariates.position(key)
+        if adata is not None and adata is not self.adata:
+            check_object(real, layer, min_cells=1)
+            self._check_genes(whole)
+        if key not in whole.obs and key not in real.obs:
+            raise SetupError(f"adata.obs lacks {key!r}. {nearest(key, real.obs.columns)}")
+        obs = real.obs[[c for c in real.obs.columns if not c.startswith("_scvi")]]
+        if key not in obs:
+            obs = obs.assign(**{key: whole.obs[key].reindex(obs.index)})
+        return with_obs(real, obs)
+
+    def _shortfall(self, real: AnnData, key: str, wanted: Mapping[Any, int], max_ratio: float) -> dict[str, np.ndarray]:
+        """Return the table of the categories: how many are real, wanted and to be added; warn where that was capped."""
         sizes = real.obs[key].value_counts()
-        wanted = _targets(target, sizes, self.covariates.categories[k])
-        parts, capped = [], []
-        for i, (category, goal) in enumerate(wanted.items()):
-            have = int(sizes.get(category, 0))
-            n_new = max(0, goal - have)
-            if n_new > max_ratio * have:
-                capped.append(f"{category!r} ({have} real)")
-                n_new = int(max_ratio * have)
-            if n_new:
-                child = Streams(resolve_seed(seed)).integer("augment", i)
-                parts.append(self.generate(n_new, condition={key: category}, min_cells=1, seed=child))
+        have = np.array([int(sizes.get(category, 0)) for category in wanted])
+        missing = np.maximum(0, np.array(list(wanted.values())) - have)
+        added = np.minimum(missing, np.floor(max_ratio * have)).astype(int)
+        capped = [f"{shown(c)} ({n} real)" for c, n, a, m in zip(wanted, have, added, missing, strict=True) if a < m]
         if capped:
             warnings.warn(
                 f"augment stopped at {max_ratio:g} times the real cells for {', '.join(capped)}. "
                 "Raise max_ratio to add more; cells far beyond the real ones add no information.",
                 DataWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        layer = self.registry["setup_args"].get("layer")
-        base = AnnData(
-            X=real.X if layer is None else real.layers[layer],
-            obs=real.obs[[c for c in real.obs.columns if not c.startswith("_scvi")]].assign(is_synthetic=False),
-            var=real.var.copy(),
-        )
-        if not parts:
-            return base
-        out = anndata.concat([base, *parts], join="outer", merge="first", index_unique=None)
-        key = self.key_added_
-        out.obs_names = [*base.obs_names, *(f"{key}_{i}" for i in range(out.n_obs - base.n_obs))]
-        out.obs["is_synthetic"] = out.obs["is_synthetic"].astype(bool)
-        out.uns[key] = parts[0].uns[key]
-        return out
+        return {"category": np.array([str(c) for c in wanted]), "real": have, "wanted": have + missing, "added": added}
 
     @torch.no_grad()
     def translate(
