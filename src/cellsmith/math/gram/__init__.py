@@ -20,12 +20,12 @@ from cellsmith.math.gram.centred import Centred
 from cellsmith.math.gram.covariates import CovariateProbability, fit_covariates, mask_products
 from cellsmith.math.gram.diagnostics import QUANTILES, Diagnostics, diagnose
 from cellsmith.math.gram.distances import corrected_distances, corrected_products
-from cellsmith.math.gram.heldout import HeldOut, heldout_error, hold_out, permute_within_mask
+from cellsmith.math.gram.heldout import HeldOut, heldout_error, hold_out, permute_within_mask, prediction_error
 from cellsmith.math.gram.krylov import Eigen, Mass, block_krylov, frobenius_norm, spectrum_mass, top_eigenpairs
 from cellsmith.math.gram.legacy import dense_legacy
 from cellsmith.math.gram.logistic import fit_logistic
 from cellsmith.math.gram.margins import custom_probability, fit_grouped, fit_rank1, probability_from_state
-from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term, thinned_loadings
+from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term, thinned_fit
 from cellsmith.math.gram.operator import (
     Operator,
     dense_operator,
@@ -44,7 +44,7 @@ from cellsmith.math.gram.probability import (
     TableProbability,
 )
 from cellsmith.math.gram.rank_rules import RULES, choose_rank
-from cellsmith.math.gram.refine import Refined, hetero, prime, prime_step
+from cellsmith.math.gram.refine import Projection, Refined, hetero, prime, prime_step
 from cellsmith.math.gram.regression import regress
 from cellsmith.math.gram.statistics import MAX_DENSE, Stats, cell_groups, observed_stats, shared_counts
 from cellsmith.math.gram.stores import dense_block, missing_block, observed_block
@@ -67,6 +67,7 @@ __all__ = [
     "Mass",
     "Operator",
     "Probability",
+    "Projection",
     "Rank1Probability",
     "Refined",
     "ScalarProbability",
@@ -106,6 +107,7 @@ __all__ = [
     "overlap_factors",
     "pairwise_operator",
     "permute_within_mask",
+    "prediction_error",
     "prime",
     "prime_step",
     "probability_from_state",
@@ -117,7 +119,7 @@ __all__ = [
     "shared_counts",
     "sin_theta",
     "spectrum_mass",
-    "thinned_loadings",
+    "thinned_fit",
     "thinned_operator",
     "top_eigenpairs",
 ]

@@ -15,7 +15,7 @@ from cellsmith.math.gram.blocks import Block, Blocks, CentredBlocks
 from cellsmith.math.gram.regression import regress_block
 from cellsmith.math.gram.subspace import orthonormal
 
-__all__ = ["HeldOut", "heldout_error", "hold_out", "permute_within_mask"]
+__all__ = ["HeldOut", "heldout_error", "hold_out", "permute_within_mask", "prediction_error"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Index: TypeAlias = npt.NDArray[np.int64]
@@ -101,8 +101,32 @@ def heldout_error(blocks: CentredBlocks, held: HeldOut, loadings: npt.ArrayLike,
     for (start, z), (there, rows, features, values) in zip(blocks(), held.entries(), strict=True):
         if start != there:
             raise SetupError("The centred data and the held-out entries are cut into different blocks.")
-        scores, _ = regress_block(z, basis)
+        scores = regress_block(z, basis).scores
         predicted = means[features] + np.einsum("ek,ek->e", scores[rows], basis[features])
+        total += float(np.square(values - predicted).sum())
+        count += values.size
+    return float(np.sqrt(total / count)) if count else float("nan")
+
+
+def prediction_error(held: HeldOut, scores: npt.NDArray[Any], loadings: npt.NDArray[Any], *, means: Any) -> float:
+    """Root mean square error of the held-out entries, predicted as mu_d + scores_i . loadings_d.
+
+    Parameters
+    ----------
+    held
+        What was held out.
+    scores, loadings
+        (n, k) and (D, k), fitted without it.
+    means
+        mu, (D,).
+
+    Returns
+    -------
+    The error in the unit of the data; NaN where nothing was held out.
+    """
+    total, count = 0.0, 0
+    for start, rows, features, values in held.entries():
+        predicted = means[features] + np.einsum("ek,ek->e", scores[start + rows], loadings[features])
         total += float(np.square(values - predicted).sum())
         count += values.size
     return float(np.sqrt(total / count)) if count else float("nan")

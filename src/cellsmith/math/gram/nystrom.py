@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from cellsmith.math.gram.blocks import CentredBlocks
 from cellsmith.math.gram.krylov import Eigen, top_eigenpairs
 from cellsmith.math.gram.operator import Operator, thinned_operator
 
-__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "self_term", "thinned_loadings"]
+__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "self_term", "thinned_fit"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -135,26 +136,23 @@ def loadings(
     return found if col_rates is None else np.asarray(found * (np.mean(col_rates) / col_rates)[:, None])
 
 
-def thinned_loadings(
+def thinned_fit(
     operator: Operator,
     eigen: Eigen,
-    blocks: CentredBlocks,
     *,
-    share: float,
+    share: float = 0.05,
     col_rates: npt.NDArray[Any] | None = None,
     self_overlap: npt.NDArray[Any] | None = None,
     tol: float = 1e-3,
     max_iter: int = 50,
     generator: np.random.Generator,
-) -> Array:
-    """Return loadings of the same method fitted without the held-out entries, so that these can judge it.
+) -> Callable[[CentredBlocks], tuple[Array, Array]]:
+    """Return the fit of the same method to the data without held-out entries, so that these can judge it.
 
     Parameters
     ----------
     operator, eigen
         Operator of all entries and its pairs, from which the iteration starts.
-    blocks
-        Z without the held-out entries.
     share
         Share of the observed entries that is held out.
     col_rates, self_overlap
@@ -164,14 +162,19 @@ def thinned_loadings(
 
     Returns
     -------
-    (D, k).
+    A function that maps Z without the held-out entries to scores (n, k) and loadings (D, k).
     """
-    thin = thinned_operator(operator, blocks, share)
-    found = top_eigenpairs(
-        thin, eigen.values.size, tol=tol, max_iter=max_iter, generator=generator, start=eigen.vectors
-    )
-    kept = found.first(max(1, int(np.sum(found.values > 0))))
-    return loadings(thin, kept, col_rates=col_rates, self_overlap=self_overlap)
+
+    def fit(blocks: CentredBlocks) -> tuple[Array, Array]:
+        thin = thinned_operator(operator, blocks, share)
+        found = top_eigenpairs(
+            thin, eigen.values.size, tol=tol, max_iter=max_iter, generator=generator, start=eigen.vectors
+        )
+        found = found.first(max(1, int(np.sum(found.values > 0))))
+        axes = loadings(thin, found, col_rates=col_rates, self_overlap=self_overlap)
+        return embedding(found, thin.n_features), axes
+
+    return fit
 
 
 def orient(eigen: Eigen, loadings: Array) -> tuple[Eigen, Array]:

@@ -10,18 +10,42 @@ import numpy as np
 import numpy.typing as npt
 
 from cellsmith.math.gram.blocks import Blocks, CentredBlocks, centred_blocks
-from cellsmith.math.gram.heldout import heldout_error, hold_out
+from cellsmith.math.gram.heldout import hold_out, prediction_error
 from cellsmith.math.gram.krylov import Eigen, top_eigenpairs
 from cellsmith.math.gram.operator import Operator, gram_operator
-from cellsmith.math.gram.regression import regress, regress_block
+from cellsmith.math.gram.regression import Regression, regress, regress_block
 from cellsmith.math.gram.subspace import orthonormal, sin_theta
 
-__all__ = ["Refined", "hetero", "prime", "prime_step"]
+__all__ = ["Projection", "Refined", "hetero", "prime", "prime_step"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Step: TypeAlias = "Callable[[float], None] | None"
 _PRIME_TOL = 1e-4
 _ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Loadings with the normal model of scores and noise that the refinement carries along.
+
+    Attributes
+    ----------
+    basis
+        l, (D, k), orthonormal.
+    covariance
+        Of the scores, (k, k).
+    noise
+        Variance of an observed entry around the fit.
+    """
+
+    basis: Array
+    covariance: Array
+    noise: float
+
+    @property
+    def prior(self) -> Array:
+        """Precision of the scores in units of the noise, (k, k): the ridge of :func:`regress`."""
+        return np.asarray(self.noise * np.linalg.inv(self.covariance))
 
 
 @dataclass(frozen=True)
@@ -39,55 +63,66 @@ class Refined:
         the data: comparable with theta.
     accepted
         Cells whose observed features determine their scores, (n,).
+    prior
+        (k, k), for :func:`regress` on new cells.
     history
         sin-theta between the iterates of each round.
     heldout_before, heldout_after
-        Root mean square error of the held-out entries under the loadings of the start and of the end.
-    improved
-        Whether it fell. If not, the start should be kept; the fields above describe what was refused.
+        Root mean square error of the held-out entries, predicted by scores and loadings of the start and of the end.
     """
 
     loadings: Array
     scores: Array
     values: Array
     accepted: npt.NDArray[np.bool_]
+    prior: Array
     history: tuple[float, ...]
     heldout_before: float
     heldout_after: float
 
     @property
     def improved(self) -> bool:
-        """Whether the held-out error fell."""
+        """Whether the held-out error fell. If not, the start should be kept."""
         return self.heldout_after < self.heldout_before
 
 
-def prime_step(blocks: CentredBlocks, basis: npt.NDArray[Any]) -> tuple[Array, Array]:
+def prime_step(blocks: CentredBlocks, projection: Projection) -> tuple[Projection, Array]:
     """One round: fit every cell, fill its missing entries with the fit, take the leading right space (Eq. 17).
 
-    The right space is the Rayleigh-Ritz space of the old basis and of its image under F^T F, where F is the filled
-    matrix (sparse + low rank, never formed); the fixed points are those of the full decomposition.
+    The fit is the posterior mean under a normal model of scores and noise, not least squares: cells with few observed
+    features would otherwise fill with noise, which later rounds fit in turn. The right space is the Rayleigh-Ritz space
+    of the old basis and of its image under F^T F, where F is the filled matrix (sparse + low rank, never formed); the
+    fixed points are those of the full decomposition.
 
     Parameters
     ----------
     blocks
         Z in row blocks.
-    basis
-        (D, k), orthonormal.
+    projection
+        Where the round starts.
 
     Returns
     -------
-    The new basis (D, k), and the eigenvalues of F^T F on it (k,), over cells that are well determined.
+    Where it ends, and the eigenvalues of F^T F on the new basis (k,), over the well-determined cells.
     """
-    basis = np.asarray(basis, dtype=np.float64)
-    image = _filled_product(blocks, basis, basis)
+    basis = projection.basis
+    found = [regress_block(z, basis, projection.prior) for _, z in blocks()]
+    image = _filled_product(blocks, found, basis, basis)
     other = orthonormal(image - basis @ (basis.T @ image))
     other = orthonormal(other - basis @ (basis.T @ other))
     space = np.concatenate([basis, other], axis=1)
-    images = np.concatenate([image, _filled_product(blocks, basis, other)], axis=1)
+    images = np.concatenate([image, _filled_product(blocks, found, basis, other)], axis=1)
     inner = space.T @ images
     values, y = np.linalg.eigh(0.5 * (inner + inner.T))
     k = basis.shape[1]
-    return space @ y[:, ::-1][:, :k], values[::-1][:k]
+    new = space @ y[:, ::-1][:, :k]
+    cells = max(1, sum(int(f.accepted.sum()) for f in found))
+    # one step of expectation and maximisation for the model, then the old axes are seen from the new ones
+    residual = sum(f.residual for f in found) + projection.noise * sum(f.freedom for f in found)
+    noise = max(residual / max(1.0, sum(f.weight for f in found)), np.finfo(float).tiny)
+    moment = sum(f.moment for f in found) + projection.noise * sum(f.inverse for f in found)
+    turn = new.T @ basis
+    return Projection(new, _floored(turn @ (moment / cells) @ turn.T, noise), noise), values[::-1][:k]
 
 
 def prime(
@@ -96,6 +131,7 @@ def prime(
     loadings: npt.NDArray[Any],
     *,
     seed: int,
+    fit: Callable[[CentredBlocks], tuple[Array, Array]] | None = None,
     tol: float = _PRIME_TOL,
     max_rounds: int = _ROUNDS,
     share: float = 0.05,
@@ -115,10 +151,13 @@ def prime(
     means
         mu, (D,).
     loadings
-        (D, k) start, fitted without the held-out entries (:func:`~cellsmith.math.gram.thinned_loadings`): a start that
-        has seen them always seems better than what follows.
+        (D, k) start, for example those of the corrected Gram.
     seed
         Chooses the held-out entries; an integer of the stream "split".
+    fit
+        Fits what is to be improved to the data without the held-out entries: Z -> scores (n, k), loadings (D, k); see
+        :func:`~cellsmith.math.gram.thinned_fit`. None takes the cells' regression on ``loadings``, which have seen the
+        held-out entries, so that the guard asks for more.
     tol, max_rounds
         Stop when sin-theta between iterates is at most ``tol``, or after so many rounds.
     share
@@ -128,19 +167,26 @@ def prime(
     step
         Called with the change of each round.
     """
-    start = orthonormal(np.asarray(loadings, dtype=np.float64))
     held = hold_out(blocks, share=share, seed=seed)
     rest = centred_blocks(held.blocks, means, dtype=dtype, keep=keep)
-    basis, values, history = _rounds(rest, start, tol, max_rounds, step)
-    before = heldout_error(rest, held, start, means=means)
-    after = heldout_error(rest, held, basis, means=means)
-    whole = centred_blocks(blocks, means, dtype=dtype, keep=keep)
+    if fit is None:
+        start = orthonormal(np.asarray(loadings, dtype=np.float64))
+        first, axes = regress(rest, start)[0], start
+    else:
+        first, axes = fit(rest)
+        start = orthonormal(axes)
+    before = prediction_error(held, first, axes, means=means)
+    projection, values, history = _rounds(rest, _modelled(rest, start), (tol, max_rounds), step)
+    scores, accepted = regress(rest, projection.basis, projection.prior)
+    after = prediction_error(held, scores, projection.basis, means=means)
     if after < before:
-        basis, values, more = _rounds(whole, basis, tol, max_rounds, step)
+        whole = centred_blocks(blocks, means, dtype=dtype, keep=keep)
+        projection, values, more = _rounds(whole, projection, (tol, max_rounds), step)
+        scores, accepted = regress(whole, projection.basis, projection.prior)
         history += more
-    scores, accepted = regress(whole, basis)
-    per = max(1, int(accepted.sum())) * basis.shape[0] / accepted.size
-    return Refined(basis, scores, values / per, accepted, tuple(history), before, after)
+    per = max(1, int(accepted.sum())) * start.shape[0] / accepted.size
+    prior = projection.prior
+    return Refined(projection.basis, scores, values / per, accepted, prior, tuple(history), before, after)
 
 
 def hetero(
@@ -206,27 +252,42 @@ def _with_diagonal(operator: Operator, diagonal: Array) -> Operator:
     return gram_operator(operator.blocks, operator.factors, diagonal=diagonal)
 
 
+def _modelled(blocks: CentredBlocks, basis: Array) -> Projection:
+    """Noise and covariance of the scores from least squares, less what noise adds to the scores."""
+    found = [regress_block(z, basis) for _, z in blocks()]
+    cells = max(1, sum(int(f.accepted.sum()) for f in found))
+    weight, freedom = sum(f.weight for f in found), sum(f.freedom for f in found)
+    noise = max(sum(f.residual for f in found) / max(1.0, weight - freedom), np.finfo(float).tiny)
+    covariance = sum(f.moment for f in found) - noise * sum(f.inverse for f in found)
+    return Projection(basis, _floored(covariance / cells, noise), noise)
+
+
+def _floored(covariance: Any, noise: float) -> Array:
+    """Keep the covariance positive: a direction of no variance could never be learned again."""
+    values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+    return np.asarray((vectors * np.maximum(values, 1e-2 * noise)) @ vectors.T)
+
+
 def _rounds(
-    blocks: CentredBlocks, basis: Array, tol: float, max_rounds: int, step: Step
-) -> tuple[Array, Array, list[float]]:
+    blocks: CentredBlocks, projection: Projection, limits: tuple[float, int], step: Step
+) -> tuple[Projection, Array, list[float]]:
     history: list[float] = []
-    values = np.zeros(basis.shape[1])
-    for _ in range(max_rounds):
-        new, values = prime_step(blocks, basis)
-        history.append(sin_theta(basis, new))
-        basis = new
+    values = np.zeros(projection.basis.shape[1])
+    for _ in range(limits[1]):
+        new, values = prime_step(blocks, projection)
+        history.append(sin_theta(projection.basis, new.basis))
+        projection = new
         if step is not None:
             step(history[-1])
-        if history[-1] <= tol:
+        if history[-1] <= limits[0]:
             break
-    return basis, values, history
+    return projection, values, history
 
 
-def _filled_product(blocks: CentredBlocks, basis: Array, b: Array) -> Array:
+def _filled_product(blocks: CentredBlocks, found: list[Regression], basis: Array, b: Array) -> Array:
     """F^T F b, (D, p), over the well-determined cells, F filled by the fit on ``basis``."""
     total = np.zeros((basis.shape[0], b.shape[1]))
-    for _, z in blocks():
-        scores, accepted = regress_block(z, basis)
-        filled = z.filled(scores, basis)
-        total += filled.tdot(filled.dot(b) * accepted[:, None])
+    for (_, z), fitted in zip(blocks(), found, strict=True):
+        filled = z.filled(fitted.scores, basis)
+        total += filled.tdot(filled.dot(b) * fitted.accepted[:, None])
     return total

@@ -1,7 +1,8 @@
-"""Scores of a cell from what it observed: least squares on the loadings of its observed features (section 4.17)."""
+"""Scores of a cell from what it observed: regression on the loadings of its observed features (section 4.17)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,14 +12,48 @@ from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import CentredBlocks
 from cellsmith.math.gram.centred import Centred
 
-__all__ = ["regress", "regress_block"]
+__all__ = ["Regression", "regress", "regress_block"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _ROWS = 512  # k x k systems held at once
 
 
-def regress(blocks: CentredBlocks, basis: npt.NDArray[Any]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Scores c_i minimising sum_d M_id (z_id - l_d . c_i)^2 for every cell.
+@dataclass(frozen=True)
+class Regression:
+    """Scores of some cells and sums over those that are well determined.
+
+    Attributes
+    ----------
+    scores
+        c_i, (rows, k).
+    accepted
+        Whether the smallest singular value of the cell's restricted loadings is at least sqrt(observed share) / 10,
+        (rows,).
+    inverse
+        sum_i (A_i + prior)^-1, (k, k), where A_i = sum_d M_id l_d l_d^T.
+    moment
+        sum_i c_i c_i^T, (k, k).
+    residual
+        sum_id M_id (z_id - l_d . c_i)^2.
+    freedom
+        sum_i trace(A_i (A_i + prior)^-1): parameters that the fits used.
+    weight
+        sum_id M_id.
+    """
+
+    scores: Array
+    accepted: npt.NDArray[np.bool_]
+    inverse: Array
+    moment: Array
+    residual: float
+    freedom: float
+    weight: float
+
+
+def regress(
+    blocks: CentredBlocks, basis: npt.NDArray[Any], prior: npt.NDArray[Any] | None = None
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Scores c_i minimising sum_d M_id (z_id - l_d . c_i)^2 + c_i^T prior c_i for every cell.
 
     Parameters
     ----------
@@ -26,31 +61,39 @@ def regress(blocks: CentredBlocks, basis: npt.NDArray[Any]) -> tuple[Array, npt.
         Z in row blocks.
     basis
         l, (D, k), orthonormal columns.
+    prior
+        (k, k) precision in units of the noise; None: least squares, with a small ridge where a cell is not well
+        determined.
 
     Returns
     -------
-    (n, k) scores and (n,) bool: whether the smallest singular value of the cell's restricted basis reaches a tenth of
-    sqrt(observed share), the condition under which its scores are determined well enough to be learned from. The other
-    cells get a ridge of the square of that bound.
+    (n, k) scores and (n,) bool: which cells are well determined, see :class:`Regression`.
     """
-    k = basis.shape[1]
-    parts = [(np.zeros((0, k)), np.zeros(0, dtype=bool))] + [regress_block(z, basis) for _, z in blocks()]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    parts = [regress_block(z, basis, prior) for _, z in blocks()]
+    if not parts:
+        return np.zeros((0, basis.shape[1])), np.zeros(0, dtype=bool)
+    return np.concatenate([p.scores for p in parts]), np.concatenate([p.accepted for p in parts])
 
 
-def regress_block(z: Centred, basis: npt.NDArray[Any]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Scores and acceptance of the rows of one block; see :func:`regress`."""
+def regress_block(z: Centred, basis: npt.NDArray[Any], prior: npt.NDArray[Any] | None = None) -> Regression:
+    """Regression of the rows of one block; see :func:`regress`."""
     n_features, k = basis.shape
     targets = z.dot(basis).astype(np.float64)
-    scores, accepted = np.empty((z.shape[0], k)), np.empty(z.shape[0], dtype=bool)
     weights = z.row_weights()
+    scores, accepted = np.empty((z.shape[0], k)), np.empty(z.shape[0], dtype=bool)
+    inverse, residual, freedom = np.zeros((k, k)), 0.0, 0.0
     for i, j in tiles(z.shape[0], _ROWS):
         grams = z.observed_grams(basis, i, j)
         # squared: the smallest eigenvalue of l^T M l against observed share / 100
-        bound = weights[i:j] / n_features / 100.0
-        good = np.linalg.eigvalsh(grams)[:, 0] >= np.maximum(bound, 1e-12)
-        ridge = np.where(good, 0.0, np.maximum(bound, 1e-12))
-        grams = grams + ridge[:, None, None] * np.eye(k)
-        scores[i:j] = np.linalg.solve(grams, targets[i:j, :, None])[:, :, 0]
-        accepted[i:j] = good
-    return scores, accepted
+        bound = np.maximum(weights[i:j] / n_features / 100.0, 1e-12)
+        good = np.linalg.eigvalsh(grams)[:, 0] >= bound
+        ridge = np.where(good, 0.0, bound)[:, None, None] * np.eye(k) if prior is None else prior
+        solved = np.linalg.inv(grams + ridge)
+        c = np.einsum("ikl,il->ik", solved, targets[i:j])
+        scores[i:j], accepted[i:j] = c, good
+        fitted = np.einsum("ik,ikl,il->i", c, grams, c) - 2.0 * np.einsum("ik,ik->i", c, targets[i:j])
+        residual += float((z.squares[i:j] + fitted) @ good)
+        freedom += float(np.einsum("ikl,ilk,i->", grams, solved, good))
+        inverse += solved[good].sum(axis=0)
+    kept = scores[accepted]
+    return Regression(scores, accepted, inverse, kept.T @ kept, residual, freedom, float(weights @ accepted))

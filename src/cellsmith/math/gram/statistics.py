@@ -105,38 +105,34 @@ def observed_stats(blocks: Blocks) -> Stats:
     return Stats(np.concatenate(rows), cols, means)
 
 
-def shared_counts(blocks: Blocks) -> Array:
+def shared_counts(blocks: Blocks, stats: Stats) -> Array:
     """M M^T: features that each pair of cells both observed, (n, n); the diagonal holds the row counts.
 
     Parameters
     ----------
     blocks
         Rows of the data.
+    stats
+        Their margins.
 
     Raises
     ------
     SizeError
         If there are more than 5,000 cells.
     """
-    parts, rows, n = [], [], 0
-    for _, block in blocks():
-        n += block.shape[0]
-        if n > MAX_DENSE:
-            raise SizeError(
-                f"Pairwise counts of {n} cells or more would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells "
-                "are allowed. Type prob='logistic', which never forms them."
-            )
-        mask = np.zeros(block.shape, dtype=np.float32)
+    n = stats.n_cells
+    if n > MAX_DENSE:
+        raise SizeError(
+            f"Pairwise counts of {n} cells would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells are allowed. "
+            "Type prob='logistic', which never forms them."
+        )
+    mask = np.zeros((n, stats.n_features), dtype=np.float32)
+    for start, block in blocks():
         for i, j in tiles(block.shape[0]):
-            row, feature, _, weight = block.entries(i, j)
-            mask[row, feature] = weight
-        parts.append(mask)
-        rows.append(block.row_counts())
-    if not parts:
-        raise SetupError("Found no cells, expected at least one block of rows.")
-    whole = np.concatenate(parts)
-    counts = (whole @ whole.T).astype(np.float64)
-    np.fill_diagonal(counts, np.concatenate(rows))
+            rows, features, _, weights = block.entries(i, j)
+            mask[start + rows, features] = weights
+    counts = (mask @ mask.T).astype(np.float64)
+    np.fill_diagonal(counts, stats.row_counts)
     return np.asarray(counts)
 
 
