@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from cellsmith._lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"synthesis": "._synthesis.quality"})
+__getattr__, __dir__, __all__ = attach(
+    __name__, {"annotation": "._annotation.compare", "synthesis": "._synthesis.quality"}
+)

@@ -1,0 +1,1 @@
+"""Annotation: GRIT beside other ways to improve the scores of a classifier."""
