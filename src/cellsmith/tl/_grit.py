@@ -160,7 +160,7 @@ def grit(
         if split_scores is not None:
             model.use_score_halves(*(adata.obsm[s] if isinstance(s, str) else s for s in split_scores))
         model.train(seed=resolve_seed(rng if random_state is None else random_state))
-        result = model.results()
+        result = model._results(None, check=False)  # the graph was read a moment ago
         target = adata.copy() if copy else adata
         result = replace(result, uns={**result.uns, "source": given.source})
         model.write(target, result=result, key_added=key_added, overwrite=overwrite)

@@ -28,6 +28,8 @@ __all__ = [
 
 Floats = npt.NDArray[np.floating[Any]]
 
+ROUNDING = 1e-6  # relative difference of both directions up to which a graph counts as symmetric
+
 
 def dense(values: Any, *, where: str) -> Floats:
     """Return scores in any form as float32 or float64 (n, C): arrays, tables, sparse, dask, integers, booleans.
@@ -187,11 +189,24 @@ def read_graph(found: Any, n: int, *, where: str) -> tuple[Any, list[str]]:
     if problem is not None:
         raise SetupError(f"{where}: {problem}")
     notes = []
-    if found.diagonal().any():
+    loops = bool(found.diagonal().any())
+    if loops:
         notes.append(f"{where} has self-loops; they were left out.")
-    if abs(found - found.T).max() > 1e-6 * abs(found).max():
+    symmetric = _is_symmetric(found)
+    if not symmetric:
         notes.append(f"{where} is directed; the mean of both directions is used.")
-    return symmetrize(found), notes
+    clean = symmetric and not loops and found.has_sorted_indices and found.data.all() and found.dtype.kind == "f"
+    return found if clean else symmetrize(found), notes
+
+
+def _is_symmetric(graph: sp.csr_matrix) -> bool:
+    """Tell whether the weights in both directions agree to rounding; one transpose, no difference of matrices."""
+    if not graph.has_sorted_indices:
+        graph = graph.sorted_indices()
+    back = graph.T.tocsr()
+    if not (np.array_equal(graph.indptr, back.indptr) and np.array_equal(graph.indices, back.indices)):
+        return bool(abs(graph - back).max() <= ROUNDING * abs(graph).max())
+    return bool(np.abs(graph.data - back.data).max(initial=0.0) <= ROUNDING * graph.data.max(initial=0.0))
 
 
 def read_rep(carrier: Any, use_rep: str, *, n: int | None = None) -> Floats:

@@ -66,7 +66,7 @@ class ResultsMixin:
             result = replace(result, uns={**result.uns, **names})
         super().write(adata, result=result, key_added=key, overwrite=overwrite)
 
-    def _results(self, adata: Any) -> _record.Result:
+    def _results(self, adata: Any, *, check: bool = True) -> _record.Result:
         new = not (adata is None or adata is self.adata)
         if new:
             p, p0, _ = self._query(adata, None)
@@ -75,7 +75,7 @@ class ResultsMixin:
         else:
             codes, proba, _ = self._answer(None, None)
             raw = self._value("raw_label").astype(np.int64)
-            if self._args()["neighbors_key"] is not None:
+            if check and self._args()["neighbors_key"] is not None:
                 self._warn_of_another_graph(self._read_graph(0).weights)
         temperature = float(self._value("temperature"))
         sure = summary.sureness(proba, space=self.space_, temperature=None if np.isnan(temperature) else temperature)
