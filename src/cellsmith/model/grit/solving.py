@@ -56,10 +56,8 @@ class Problem:
     def system(self) -> solve.System:
         """Set up M (Eq. 2, 6)."""
         held = self.clamped >= 0
-        # a copy, because the system sets entries to zero in place; an order makes one by itself
-        weights = self.weights.copy() if self.order is None else self.weights
         return solve.system(
-            weights,
+            self.weights,
             laplacian=self.laplacian,
             smoothness_weight=self.smoothness_weight,
             fidelity=self.fidelity,
