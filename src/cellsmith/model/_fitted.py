@@ -104,7 +104,8 @@ class Fit:
         if position <= self._position:
             raise RuntimeError(f"step {name!r} comes before {self._steps[self._position]!r}")
         self._bar.update(position - max(self._position, 0))
-        self._bar.set_description(name)
+        # not drawn at once: a fit that takes less than a second shows nothing
+        self._bar.set_description(name, refresh=False)
         self._position = position
 
     def log(self, name: str, value: float) -> None:
