@@ -11,11 +11,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from cellsmith._rng import Streams
-from cellsmith.data.splits import Batches, CellReader, CellSplit, TableSplit, split_cells
+from cellsmith.data.splits import (
+    Batches,
+    CellReader,
+    CellSplit,
+    KeptCells,
+    TableSplit,
+    scipy_counts,
+    split_cells,
+    validation_batches,
+)
 from cellsmith.datasets import toy_counts
 from cellsmith.model import SCLD
 
@@ -150,3 +160,58 @@ def test_ranks_share_a_pass_without_overlap(monkeypatch: pytest.MonkeyPatch) -> 
     assert lengths == [(2, 2), (2, 2)]
     assert not set(seen[0]) & set(seen[1])
     assert sorted(seen[0] + seen[1]) == list(range(40))
+
+
+# --- cells of a data module ------------------------------------------------------------------------------------------
+
+
+def in_order(reader: CellReader, n: int, size: int) -> Batches:
+    return Batches(reader.__getitem__, lambda _: np.arange(n), n_items=n, batch_size=size)
+
+
+@pytest.mark.parametrize("sparse_counts", [True, False])
+def test_kept_cells_are_read_like_those_of_the_loader(sparse_counts: bool, counts: anndata.AnnData) -> None:
+    reader = reader_of(counts, sparse_counts=sparse_counts)
+    kept = KeptCells(in_order(reader, 120, 50), limit=1000)
+    assert len(kept) == 120
+    rows = np.array([3, 70, 3])
+    got, expected = kept[rows], reader[rows]
+    assert got.keys() == expected.keys()
+    for key, values in expected.items():
+        dense = values if values.layout is torch.strided else values.to_dense()
+        mine = got[key] if got[key].layout is torch.strided else got[key].to_dense()
+        torch.testing.assert_close(mine, dense)
+    assert (scipy_counts(got["X"]) != counts.X[rows]).nnz == 0
+
+
+def test_kept_cells_come_from_all_over_a_loader_that_does_not_shuffle(counts: anndata.AnnData) -> None:
+    reader = reader_of(counts)
+    kept = KeptCells(in_order(reader, 120, 10), limit=40)
+    assert len(kept) == 40
+    got = kept[np.arange(40)]["X"].to_dense().numpy()
+    np.testing.assert_array_equal(got, counts.X.toarray().reshape(12, 10, 20)[::3].reshape(40, 20))
+    # Of unknown length: the first ones.
+    assert len(KeptCells(iter(in_order(reader, 120, 10)), limit=35)) == 40
+    assert len(KeptCells(iter(()), limit=5)) == 0
+
+
+def test_validation_batches_of_any_data_module() -> None:
+    class Plain(LightningDataModule):
+        def train_dataloader(self) -> list[int]:
+            return [1]
+
+    class Listed(Plain):
+        def __init__(self, found: Any) -> None:
+            super().__init__()
+            self.found = found
+
+        def val_dataloader(self) -> Any:
+            return self.found
+
+    assert validation_batches(Plain()) is None
+    assert validation_batches(object()) is None
+    assert validation_batches(Listed(None)) is None
+    assert validation_batches(Listed([])) is None
+    assert list(validation_batches(Listed([[1, 2], [3]]))) == [1, 2, 3]
+    loader = in_order(reader_of(toy_counts(60, 5, rng=0)), 60, 30)
+    assert validation_batches(Listed(loader)) is loader

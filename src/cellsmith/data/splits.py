@@ -6,18 +6,29 @@ extra consumer of random numbers shifts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from cellsmith._rng import Streams
 
-__all__ = ["Batches", "CellReader", "CellSplit", "TableSplit", "split_cells"]
+__all__ = [
+    "Batches",
+    "CellReader",
+    "CellSplit",
+    "KeptCells",
+    "TableSplit",
+    "scipy_counts",
+    "split_cells",
+    "validation_batches",
+]
 
 
 def split_cells(
@@ -110,19 +121,98 @@ class CellReader:
             return batch
         rows = self._csr[indices]
         if self._sparse_counts:
-            rows.sort_indices()
-            x = torch.sparse_csr_tensor(
-                torch.from_numpy(rows.indptr.astype(np.int64)),
-                torch.from_numpy(rows.indices.astype(np.int64)),
-                torch.from_numpy(rows.data.astype(np.float32)),
-                size=rows.shape,
-                check_invariants=False,
-            )
+            x = _csr_tensor(rows)
         else:
             x = torch.from_numpy(rows.toarray().astype(np.float32, copy=False))
         batch = {key: torch.from_numpy(np.ascontiguousarray(col[indices])) for key, col in self._columns.items()}
         batch[REGISTRY_KEYS.X_KEY] = x
         return batch
+
+
+class KeptCells:
+    """Cells of a data module, kept in memory and read like those of a :class:`CellReader`.
+
+    A loader may shuffle its cells anew at every pass; what has to see the same cells twice needs them kept.
+
+    Parameters
+    ----------
+    batches
+        Dicts of tensors with counts (B, G), dense or CSR; read once.
+    limit
+        About how many cells to keep. Where the number of batches is known they are taken at even distances, since a
+        loader that does not shuffle may begin with one sample of many.
+    """
+
+    def __init__(self, batches: Iterable[Mapping[str, torch.Tensor]], *, limit: int) -> None:
+        counts: list[sparse.csr_matrix] = []
+        columns: dict[str, list[torch.Tensor]] = {}
+        step = 1
+        for position, batch in enumerate(batches):
+            if position == 0:
+                n_cells = _length(batches) * batch[REGISTRY_KEYS.X_KEY].shape[0]
+                step = max(1, -(-n_cells // limit))
+            if position % step:
+                continue
+            counts.append(scipy_counts(batch[REGISTRY_KEYS.X_KEY].cpu()))
+            for key, values in batch.items():
+                if key != REGISTRY_KEYS.X_KEY and values is not None:
+                    columns.setdefault(key, []).append(values.cpu())
+            if sum(part.shape[0] for part in counts) >= limit:
+                break
+        self._counts = sparse.vstack(counts, format="csr") if counts else sparse.csr_matrix((0, 0))
+        self._columns = {key: torch.cat(parts) for key, parts in columns.items()}
+
+    def __len__(self) -> int:
+        return int(self._counts.shape[0])
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        rows = torch.from_numpy(np.asarray(indices))
+        batch = {key: values[rows] for key, values in self._columns.items()}
+        batch[REGISTRY_KEYS.X_KEY] = _csr_tensor(self._counts[indices])
+        return batch
+
+
+def _length(batches: Any) -> int:
+    try:
+        return len(batches)
+    except TypeError:  # an iterable data set
+        return 0
+
+
+def validation_batches(data: Any) -> Iterable[Mapping[str, torch.Tensor]] | None:
+    """Return the validation batches of a data module; None where it has none.
+
+    Parameters
+    ----------
+    data
+        The data module.
+    """
+    if isinstance(data, LightningDataModule) and not is_overridden("val_dataloader", data):
+        return None
+    loader = data.val_dataloader() if hasattr(data, "val_dataloader") else None
+    if isinstance(loader, list | tuple):
+        return chain.from_iterable(loader) if loader else None
+    return loader
+
+
+def scipy_counts(x: torch.Tensor) -> sparse.csr_matrix:
+    """Return dense or CSR counts (n, G) on the CPU as a scipy matrix."""
+    if x.layout is torch.strided:
+        return sparse.csr_matrix(x.numpy())
+    parts = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
+    return sparse.csr_matrix(parts, shape=tuple(x.shape))
+
+
+def _csr_tensor(rows: sparse.csr_matrix) -> torch.Tensor:
+    """Return counts (n, G) as one sparse tensor, float32, columns in order."""
+    rows.sort_indices()
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(rows.indptr.astype(np.int64)),
+        torch.from_numpy(rows.indices.astype(np.int64)),
+        torch.from_numpy(rows.data.astype(np.float32)),
+        size=rows.shape,
+        check_invariants=False,
+    )
 
 
 def _column(values: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from scvi.model.base import BaseModelClass
 from cellsmith import _record
 from cellsmith._errors import CellsmithWarning, NotTrainedError, SetupError
 from cellsmith._rng import Streams, isolated, resolve_seed
-from cellsmith.data.splits import CellReader, CellSplit, TableSplit, split_cells
+from cellsmith.data.splits import CellReader, CellSplit, TableSplit, split_cells, validation_batches
 from cellsmith.model._stage import Stage, StagePlan, StageRunner, apply_plan_kwargs, stage_lengths
 
 __all__ = ["CellModel"]
@@ -253,7 +253,7 @@ class CellModel(BaseModelClass):
             data = CellSplit(self._reader, self._split, batch_size=stage.batch_size, streams=streams, position=position)
         kwargs = dict(self._runner_kwargs)
         patience, wanted = stage.plan.patience, kwargs.pop("early_stopping")
-        validates = getattr(data, "n_val", 1) > 0
+        validates = data.n_val > 0 if hasattr(data, "n_val") else validation_batches(data) is not None
         stop = validates and patience is not None and wanted is not False
         runner = StageRunner(
             self,

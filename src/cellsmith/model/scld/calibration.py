@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,36 +12,57 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from cellsmith.data.splits import scipy_counts
 from cellsmith.math import counts
 from cellsmith.model.scld.autoencoder import ForeignAutoencoder
 from cellsmith.model.scld.equations import draw_latent
-from cellsmith.model.scld.module import SCLDModule, dense_counts
+from cellsmith.model.scld.module import SCLDModule
 
-__all__ = ["TOLERATED_RISE", "calibrate"]
+__all__ = ["TOLERATED_RISE", "Sample", "calibrate"]
+
+# Cells that are read and decoded at a time.
+BATCH = 1024
 
 # A generator draws states like those of the training cells, around which the decoder fits more tightly than around
 # unseen ones; the dispersion that goes with them is the training cells' own, and unseen cells are slightly less likely
 # under it. A rise beyond this share of the negative log-likelihood is no longer that but a failed fit.
 TOLERATED_RISE = 0.005
 
-Cells = Callable[[np.ndarray | None], Iterator[dict[str, Tensor]]]
+
+@dataclass(frozen=True)
+class Sample:
+    """Some cells of a reader, read in the same order every time.
+
+    Parameters
+    ----------
+    reader
+        Maps indices to a batch of tensors.
+    indices
+        Which cells.
+    """
+
+    reader: Any
+    indices: np.ndarray
+
+    def batches(self, rows: np.ndarray | None = None) -> Iterator[dict[str, Tensor]]:
+        """Yield batches of all cells, or of some positions among them."""
+        chosen = self.indices if rows is None else self.indices[rows]
+        for start in range(0, len(chosen), BATCH):
+            yield self.reader[chosen[start : start + BATCH]]
 
 
-def calibrate(
-    module: SCLDModule, cells: Cells, *, fit: np.ndarray | None, held_out: np.ndarray | None, seed: int
-) -> dict[str, Any]:
+@torch.no_grad()
+def calibrate(module: SCLDModule, *, fit: Sample, held_out: Sample, seed: int) -> dict[str, Any]:
     """Refit theta by maximum likelihood with the decoder frozen and one posterior draw a cell.
 
     Parameters
     ----------
     module
         In evaluation mode; its dispersions are replaced when the held-out likelihood agrees.
-    cells
-        Maps cell indices to batches.
     fit, held_out
-        Indices of the cells to fit on and to judge by.
+        Cells to fit on and to judge by.
     seed
-        Of the posterior draws; every pass sees the same ones.
+        Of the posterior draws, one a cell.
 
     Returns
     -------
@@ -52,22 +74,19 @@ def calibrate(
     if parameter is None:
         return {"done": False, "reason": kind, "accepted": True}
     before = parameter.clone()
-    nll_before = _negative_log_likelihood(module, cells, held_out, seed)
-    groups = [None] if kind == "gene" else list(range(before.shape[0]))
-    pooled = counts.refit_dispersion(
-        lambda: _batches(module, cells, fit, group=None, kind=kind, seed=seed), _theta(before, kind)
-    )
-    table = np.tile(np.asarray(pooled), (before.shape[0], 1)) if kind != "gene" else np.asarray(pooled)[None]
-    if groups != [None]:
-        sizes = _group_sizes(module, cells, fit, kind, len(groups))
-        for g in groups:
-            if sizes[g]:
-                own = counts.refit_dispersion(
-                    lambda g=g: _batches(module, cells, fit, group=g, kind=kind, seed=seed), np.asarray(pooled)
-                )
-                table[g] = counts.shrink_dispersion(own, np.asarray(pooled), n_group=int(sizes[g]))
+    judged, drawn = _Drawn(module, held_out, seed), _Drawn(module, fit, seed)
+    nll_before = judged.negative_log_likelihood()
+    pooled = np.asarray(counts.refit_dispersion(drawn.pairs, _theta(before, kind)))
+    table = np.tile(pooled, (before.shape[0], 1))
+    if kind != "gene":
+        member = torch.cat([_group(batch, kind).cpu() for batch in fit.batches()]).numpy()
+        for g in range(len(table)):
+            rows = np.flatnonzero(member == g)
+            if len(rows):
+                own = counts.refit_dispersion(lambda rows=rows: drawn.pairs(rows), pooled)
+                table[g] = counts.shrink_dispersion(own, pooled, n_group=len(rows))
     parameter.copy_(torch.from_numpy(np.log(table)).to(parameter).reshape(parameter.shape))
-    nll_after = _negative_log_likelihood(module, cells, held_out, seed)
+    nll_after = judged.negative_log_likelihood()
     accepted = bool(nll_after <= nll_before + TOLERATED_RISE * abs(nll_before))
     if not accepted:
         parameter.copy_(before)
@@ -108,35 +127,39 @@ def _group(tensors: Mapping[str, Tensor], kind: str) -> Tensor:
     return tensors[key].reshape(-1)
 
 
-def _group_sizes(module: SCLDModule, cells: Cells, fit: np.ndarray | None, kind: str, n_groups: int) -> np.ndarray:
-    codes = torch.cat([_group(t, kind) for t in cells(fit)]).cpu().numpy()
-    return np.bincount(codes[codes < n_groups], minlength=n_groups)
+class _Drawn:
+    """Cells with one posterior draw each, made once; the decoder is then read at them as often as it takes."""
 
+    def __init__(self, module: SCLDModule, sample: Sample, seed: int) -> None:
+        self._module, self._sample = module, sample
+        generator = torch.Generator(device=module.device).manual_seed(seed)
+        z, library = [], []
+        for batch in sample.batches():
+            tensors = self._on_device(batch)
+            mean, sd = module.posterior(tensors)
+            z.append(draw_latent(mean, sd, generator=generator).cpu())
+            library.append(module.log_library(tensors).exp().cpu())
+        self._z, self._library = torch.cat(z), torch.cat(library)
 
-def _batches(
-    module: SCLDModule, cells: Cells, fit: np.ndarray | None, *, group: int | None, kind: str, seed: int
-) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-    """Yield counts and their means under the frozen decoder, one pass."""
-    generator = torch.Generator(device=module.device).manual_seed(seed)
-    for batch in cells(fit):
-        tensors = {k: v.to(module.device) for k, v in batch.items()}
-        mean, sd = module.posterior(tensors)
-        decoded = module.decode(draw_latent(mean, sd, generator=generator), tensors)
-        m = decoded.mean(module.log_library(tensors).exp()).cpu().numpy()
-        x = sparse.csr_matrix(dense_counts(batch).numpy())
-        if group is not None:
-            keep = (_group(batch, kind) == group).cpu().numpy()
-            x, m = x[keep], m[keep]
-        if x.shape[0]:
-            yield x, m
+    def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self._module.device) for k, v in batch.items()}
 
+    def pairs(self, rows: np.ndarray | None = None) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        """Yield counts and their means under the frozen decoder: of all cells, or of some positions among them."""
+        module, start = self._module, 0
+        rows = np.arange(len(self._z)) if rows is None else rows
+        for batch in self._sample.batches(rows):
+            here = torch.from_numpy(rows[start : start + BATCH])
+            start += BATCH
+            decoded = module.decode(self._z[here].to(module.device), self._on_device(batch))
+            mean = decoded.mean(self._library[here].to(module.device))
+            yield scipy_counts(batch[REGISTRY_KEYS.X_KEY]), mean.cpu().numpy()
 
-def _negative_log_likelihood(module: SCLDModule, cells: Cells, held_out: np.ndarray | None, seed: int) -> float:
-    generator = torch.Generator(device=module.device).manual_seed(seed)
-    total, n = 0.0, 0
-    for batch in cells(held_out):
-        tensors = {k: v.to(module.device) for k, v in batch.items()}
-        mean, sd = module.posterior(tensors)
-        total -= float(module.log_prob(tensors, draw_latent(mean, sd, generator=generator)).sum())
-        n += len(mean)
-    return total / n
+    def negative_log_likelihood(self) -> float:
+        """Return the mean of the cells, nats."""
+        total, start = 0.0, 0
+        for batch in self._sample.batches():
+            z = self._z[start : start + BATCH].to(self._module.device)
+            start += BATCH
+            total -= float(self._module.log_prob(self._on_device(batch), z).sum())
+        return total / len(self._z)

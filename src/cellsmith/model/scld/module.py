@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from cellsmith.data.splits import scipy_counts
 from cellsmith.math import edm
 from cellsmith.math.likelihood import nb_log_prob_softmax, zinb_log_prob
 from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense
 from cellsmith.nn.denoiser import Denoiser, NoisyClassifier
 
-__all__ = ["SCLDModule", "dense_counts", "log_totals", "row_totals", "to_scipy"]
+__all__ = ["SCLDModule", "log_totals", "row_totals"]
 
 
 class SCLDModule(BaseModuleClass):
@@ -322,26 +322,13 @@ def row_totals(x: Tensor) -> Tensor:
     return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices())
 
 
-def to_scipy(x: Tensor) -> sparse.csr_matrix:
-    """Return dense or CSR counts (n, G) on the CPU as a scipy matrix."""
-    if x.layout is torch.strided:
-        return sparse.csr_matrix(x.numpy())
-    parts = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
-    return sparse.csr_matrix(parts, shape=tuple(x.shape))
-
-
 def log_totals(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the log observed totals (n,) of a batch, float64; a minified one has kept them."""
     kept = tensors.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)
     if kept is not None:
         return kept.reshape(-1).double().log()
-    total = to_scipy(tensors[REGISTRY_KEYS.X_KEY].cpu()).sum(axis=1)
+    total = scipy_counts(tensors[REGISTRY_KEYS.X_KEY].cpu()).sum(axis=1)
     return torch.from_numpy(np.asarray(total, dtype=float).ravel()).log()
-
-
-def dense_counts(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the counts (n, G) of a batch without sparsity, on the CPU."""
-    return dense(tensors[REGISTRY_KEYS.X_KEY]).cpu()
 
 
 def _sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], *, n: int) -> LossOutput:

@@ -13,11 +13,12 @@ from torch import Tensor
 from cellsmith._errors import DataWarning
 from cellsmith._rng import Streams
 from cellsmith.data.fields import REP_KEY
+from cellsmith.data.splits import KeptCells, scipy_counts, validation_batches
 from cellsmith.math import counts
 from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld.autoencoder import CountAutoencoder
-from cellsmith.model.scld.calibration import calibrate
-from cellsmith.model.scld.module import log_totals, to_scipy
+from cellsmith.model.scld.calibration import Sample, calibrate
+from cellsmith.model.scld.module import log_totals
 
 __all__ = ["TrainingMixin"]
 
@@ -30,30 +31,45 @@ MINIFIED_REASON = "the cells of the source are minified, so that their counts ar
 class TrainingMixin:
     """Methods that the stages of :class:`cellsmith.model.SCLD` name."""
 
-    def _cells(self, indices: np.ndarray | None = None, *, batch_size: int = 1024) -> Iterator[dict[str, Tensor]]:
-        """Yield batches of the training object, in order."""
+    def _cells(self) -> Iterator[dict[str, Tensor]]:
+        """Yield batches of all cells: of the training object in order, or one pass of the data module."""
         if self._datamodule is not None:
             yield from self._datamodule.train_dataloader()
-            return
-        reader = self._reader
-        order = np.arange(len(reader)) if indices is None else indices
-        for start in range(0, len(order), batch_size):
-            yield reader[order[start : start + batch_size]]
+        else:
+            yield from Sample(self._reader, np.arange(len(self._reader))).batches()
 
-    def _training_sample(self, limit: int, streams: Streams) -> np.ndarray | None:
+    def _training_sample(self, limit: int, streams: Streams) -> Sample:
+        """Return training cells, about ``limit`` of them at most, that can be read again and again."""
         if self._datamodule is not None:
-            return None
+            kept = KeptCells(self._datamodule.train_dataloader(), limit=limit)
+            return Sample(kept, np.arange(len(kept)))
         cells = self._split[0]
-        if len(cells) <= limit:
-            return cells
-        return np.sort(streams.numpy("refit").choice(cells, limit, replace=False))
+        if len(cells) > limit:
+            cells = np.sort(streams.numpy("refit").choice(cells, limit, replace=False))
+        return Sample(self._reader, cells)
+
+    def _refit_samples(self, streams: Streams) -> tuple[Sample, Sample]:
+        """Return the cells to refit the dispersion on, and others to judge the refit by."""
+        fit = self._training_sample(MAX_REFIT_CELLS, streams)
+        if self._datamodule is None:
+            return fit, Sample(self._reader, self._split[1]) if len(self._split[1]) else fit
+        batches = validation_batches(self._datamodule)
+        if batches is not None:
+            kept = KeptCells(batches, limit=MAX_MOMENT_CELLS)
+            if len(kept):
+                return fit, Sample(kept, np.arange(len(kept)))
+        # No cell was kept from the autoencoder; every tenth is at least kept from the refit.
+        tenth = np.arange(len(fit.indices)) % 10 == 9
+        if not tenth.any():
+            return fit, fit
+        return Sample(fit.reader, fit.indices[~tenth]), Sample(fit.reader, fit.indices[tenth])
 
     @torch.no_grad()
     def _start_autoencoder(self, streams: Streams) -> None:
         """E7, E2: start the dispersion at its moments and the decoder at the mean profile; scales of given inputs."""
         module, parts, factors, reps = self.module, [], [], []
-        for tensors in self._cells(self._training_sample(MAX_MOMENT_CELLS, streams)):
-            parts.append(to_scipy(tensors[REGISTRY_KEYS.X_KEY]))
+        for tensors in self._training_sample(MAX_MOMENT_CELLS, streams).batches():
+            parts.append(scipy_counts(tensors[REGISTRY_KEYS.X_KEY]))
             if REGISTRY_KEYS.SIZE_FACTOR_KEY in tensors:
                 factors.append(tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].reshape(-1))
             if REP_KEY in tensors:
@@ -148,14 +164,9 @@ class TrainingMixin:
                 DataWarning,
             )
             return
-        fit = self._training_sample(MAX_REFIT_CELLS, streams)
-        held_out = fit if self._datamodule is not None or not len(self._split[1]) else self._split[1]
+        fit, held_out = self._refit_samples(streams)
         self.module.eval()
-        self.refit_.update(
-            calibrate(
-                self.module, lambda idx: self._cells(idx), fit=fit, held_out=held_out, seed=streams.integer("refit")
-            )
-        )
+        self.refit_.update(calibrate(self.module, fit=fit, held_out=held_out, seed=streams.integer("refit")))
         if not self.refit_["accepted"]:
             self._note(
                 "The maximum-likelihood refit of the dispersion made held-out cells clearly less likely and was not "
