@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-__all__ = ["TILE", "as_rows", "lookup", "row_of_entries", "row_sums", "same_pattern", "tiles", "view"]
+__all__ = ["TILE", "as_rows", "lookup", "row_of_entries", "row_sums", "same_pattern", "tiles", "transposed", "view"]
 
 TILE = 4096  # rows handled at once: the operands of a product stay in the cache, and sums cross tiles in float64
 
@@ -30,6 +30,15 @@ def view(x: sp.csr_matrix, start: int, stop: int, data: npt.NDArray[Any] | None 
     out = sp.csr_matrix((stop - start, x.shape[1]), dtype=values.dtype)
     out.data, out.indices, out.indptr = values[first:last], x.indices[first:last], x.indptr[start : stop + 1] - first
     # A slice of canonical rows is canonical; scipy would spend a pass on finding out.
+    out.has_canonical_format = out.has_sorted_indices = True
+    return out
+
+
+def transposed(x: sp.csr_matrix, start: int, stop: int) -> sp.csc_matrix:
+    """Rows ``start`` to ``stop``, transposed, (D, rows), sharing indices and data; ``view(...).T`` would copy both."""
+    first, last = int(x.indptr[start]), int(x.indptr[stop])
+    out = sp.csc_matrix((x.shape[1], stop - start), dtype=x.dtype)
+    out.data, out.indices, out.indptr = x.data[first:last], x.indices[first:last], x.indptr[start : stop + 1] - first
     out.has_canonical_format = out.has_sorted_indices = True
     return out
 

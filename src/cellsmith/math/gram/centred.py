@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from cellsmith.math.gram._rows import as_rows, row_of_entries, row_sums, tiles, view
+from cellsmith.math.gram._rows import as_rows, row_of_entries, row_sums, tiles, transposed, view
 
 __all__ = ["Centred", "CentredDense", "CentredFewMissing", "CentredObserved"]
 
@@ -116,7 +116,7 @@ class CentredObserved(Centred):
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop].T @ b``."""
-        return np.asarray(view(self.matrix, start, stop).T @ b)
+        return np.asarray(transposed(self.matrix, start, stop) @ b)
 
     def toarray(self, rows: Any = slice(None)) -> npt.NDArray[Any]:
         """Z of some rows as an array."""
@@ -177,7 +177,7 @@ class CentredFewMissing(Centred):
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop].T @ b``."""
-        out = np.asarray(view(self.matrix, start, stop).T @ b)
+        out = np.asarray(transposed(self.matrix, start, stop) @ b)
         out -= np.outer(self.shift, b.sum(axis=0))
         return out
 
@@ -284,7 +284,7 @@ class _Filled(Centred):
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``F[start:stop].T @ b``."""
-        return np.asarray(view(self.matrix, start, stop).T @ b + self.basis @ (self.scores[start:stop].T @ b))
+        return np.asarray(transposed(self.matrix, start, stop) @ b + self.basis @ (self.scores[start:stop].T @ b))
 
     def toarray(self, rows: Any = slice(None)) -> npt.NDArray[Any]:
         """F of some rows as an array."""

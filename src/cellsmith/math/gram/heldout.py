@@ -19,6 +19,7 @@ __all__ = ["HeldOut", "heldout_error", "hold_out", "permute_within_mask", "predi
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Index: TypeAlias = npt.NDArray[np.int64]
+_ENTRIES = 1 << 21  # entries looked at once
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def permute_within_mask(blocks: Blocks, *, generator: np.random.Generator) -> Bl
 
 def _chosen(block: Block, start: int, share: float, seed: int) -> tuple[Index, Index, Array]:
     found = []
-    for i, j in tiles(block.shape[0]):
+    for i, j in tiles(block.shape[0], max(1, _ENTRIES // block.shape[1])):
         rows, features, values, weights = block.entries(i, j)
         # an entry of small weight says little about its own value
         keep = (_uniform(rows + start, features, seed) < share) & (weights > 0.5)

@@ -277,7 +277,7 @@ def dense_block(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> 
     return _Dense(np.where(m > 0, x, 0), m)
 
 
-def observed_block(values: Any, observed: Any) -> Block:
+def observed_block(values: Any, observed: Any = None) -> Block:
     """Rows of a sparse matrix of which the entries stored in ``observed`` were observed; an absent value there is 0.
 
     Parameters
@@ -286,13 +286,20 @@ def observed_block(values: Any, observed: Any) -> Block:
         ``(rows, D)`` CSR (anything that scipy turns into it).
     observed
         ``(rows, D)`` CSR of weights in [0, 1]; what it does not store is missing, whatever ``values`` holds there.
+        None: the non-zero values are the observed ones.
 
     Raises
     ------
     SetupError
         If the shapes disagree or a weight is outside [0, 1].
     """
-    x, m = as_rows(values), as_rows(observed)
+    x = as_rows(values)
+    if observed is None:
+        if x.nnz and not np.all(x.data):
+            x = x.copy()
+            x.eliminate_zeros()
+        return _Observed(x, None)
+    m = as_rows(observed)
     _check_weights(x.shape, m.shape, m.data)
     if m.nnz and not np.all(m.data):
         m = m.copy()
