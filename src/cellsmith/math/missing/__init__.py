@@ -2,12 +2,14 @@
 
 * `sources`: reading by rows (arrays, CSR, masked arrays, backed h5ad, zarr, dask)
 * `masks`: what ``mask`` means, and the blocks that `cellsmith.math.gram` streams
+* `judging`: how well an embedding predicts entries that were held out
 * `stored`: fitted probabilities as named arrays, and back
 * `zeros`: which zeros of single-cell data are missing values (Eq. 20), and how such a pattern is stored
 """
 
 from __future__ import annotations
 
+from cellsmith.math.missing.judging import embedding_error
 from cellsmith.math.missing.masks import WORDS, Mask, Pattern, checked_weights, find_mask, find_values, read_blocks
 from cellsmith.math.missing.sources import Rows, aligned_rows, chunk_bounds, dense, rows_of, whole
 from cellsmith.math.missing.stored import describe_probability, stored_probability
@@ -32,6 +34,7 @@ __all__ = [
     "consensus_zeros",
     "dense",
     "describe_probability",
+    "embedding_error",
     "excess_zero_weights",
     "find_mask",
     "find_values",

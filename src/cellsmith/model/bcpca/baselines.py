@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellsmith.math import gram
+from cellsmith.math import gram, missing
 from cellsmith.model.bcpca import spectrum
 from cellsmith.model.bcpca.observed import Part
 from cellsmith.model.bcpca.refinement import HELD_OUT, Outcome
@@ -44,8 +44,8 @@ class Comparison:
 def compare(job: Job, part: Part, *, outcome: Outcome) -> Comparison:
     """Compute the baselines that the option ``compare`` names, and score all embeddings on the same held-out entries.
 
-    The score is honest: 5 % of the observed entries are set aside, every method is fitted without them, and each is
-    then predicted from its cell's place.
+    The score is honest: 5 % of the observed entries are set aside, every method is fitted without them, and each entry
+    is predicted from the place of its cell.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ def compare(job: Job, part: Part, *, outcome: Outcome) -> Comparison:
     found, k = outcome.axes, len(outcome.axes.values)
     held = gram.hold_out(part.blocks, share=HELD_OUT, seed=job.fit.streams.integer("split"))
     rest = spectrum.centred(job, held.blocks, part.stats.means)
-    embeddings, angles, errors = {}, [0.0], [_own_error(job, part, outcome, held=held, rest=rest)]
+    embeddings, angles = {}, [0.0]
+    fitted = {"bc": _own_scores(job, part, outcome, held=held, rest=rest)}
     blocks = spectrum.centred(job, part.blocks, part.stats.means)
     for name in names:
         operator = _baseline(part, blocks, name)
@@ -72,7 +73,9 @@ def compare(job: Job, part: Part, *, outcome: Outcome) -> Comparison:
         shared = min(k, axes.scores.shape[1])
         angles.append(gram.sin_theta(found.scores[:, :shared], axes.scores[:, :shared]))
         job.fit.log("compare/sin_theta", angles[-1])
-        errors.append(_error(job, part, name, operator=operator, eigen=axes.eigen, held=held, rest=rest))
+        fitted[name] = spectrum.thinned(job, part, operator, axes.eigen, kind=name, share=HELD_OUT)(rest)[0]
+    how = {"means": part.stats.means, "dtype": np.dtype(job.options["dtype"])}
+    errors = [missing.embedding_error(held, scores, **how) for scores in fitted.values()]
     return Comparison(embeddings, {"name": ["bc", *names], "sin_theta": angles, "heldout_error": errors})
 
 
@@ -94,22 +97,14 @@ def _baseline(part: Part, blocks: gram.CentredBlocks, name: str) -> gram.Operato
     return gram.pairwise_operator(blocks, gram.shared_counts(part.blocks, part.stats))
 
 
-def _own_error(job: Job, part: Part, outcome: Outcome, *, held: gram.HeldOut, rest: gram.CentredBlocks) -> float:
-    if outcome.basis is not None:
-        return float(outcome.facts["heldout_after"])  # of the same entries, by the same rule
-    eigen = outcome.axes.eigen
-    return _error(job, part, "bc", operator=outcome.operator, eigen=eigen, held=held, rest=rest)
-
-
-def _error(
-    job: Job,
-    part: Part,
-    name: str,
-    *,
-    operator: gram.Operator,
-    eigen: gram.Eigen | None,
-    held: gram.HeldOut,
-    rest: gram.CentredBlocks,
-) -> float:
-    scores, _ = spectrum.thinned(job, part, operator, eigen, kind=name, share=HELD_OUT)(rest)
-    return gram.embedding_error(held, scores, means=part.stats.means, dtype=np.dtype(job.options["dtype"]))
+def _own_scores(job: Job, part: Part, outcome: Outcome, *, held: gram.HeldOut, rest: gram.CentredBlocks) -> np.ndarray:
+    """Return the scores of the result's own method, fitted without the held-out entries."""
+    first = outcome.start or outcome
+    fit = spectrum.thinned(job, part, first.operator, first.axes.eigen, share=HELD_OUT)
+    scores, loadings = fit(rest)
+    if outcome.start is None:
+        return scores
+    how = {"dtype": np.dtype(job.options["dtype"]), "keep": job.source.in_memory}
+    seed = job.fit.streams.integer("split", 1)
+    refined = gram.prime(held.blocks, part.stats.means, loadings, seed=seed, **how)
+    return refined.scores if refined.improved else scores

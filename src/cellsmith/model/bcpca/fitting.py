@@ -145,6 +145,7 @@ def _answer(
         col_means=empty if probability is None else probability.col_sums / probability.n_cells,
         projections=projections,
         basis=empty if outcome.basis is None else outcome.basis,
+        prior=empty if outcome.prior is None else outcome.prior,
         factors_u=empty if factors is None else factors.u,
         factors_s=empty if factors is None else factors.s,
         baselines={},

@@ -91,7 +91,7 @@ def place(answer: Answer, asked: Asked, *, dtype: str) -> Placed:
         probability = _probability(answer, asked, blocks, counts=counts[some], some=some)
         overlap[some] = _mean_overlap(probability, answer.col_means)
         if answer.basis.size:
-            latent[some] = gram.regress(z, answer.basis)[0]
+            latent[some] = gram.regress(z, answer.basis, answer.prior)[0]
         else:
             latent[some] = gram.nystrom(
                 z,

@@ -32,16 +32,21 @@ class Outcome:
         The components.
     operator
         The Gram operator that belongs to them.
-    basis
-        (features, k) into which new cells are regressed; None where Eq. 15 places them.
+    basis, prior
+        (features, k) axes onto which new cells are regressed, and the (k, k) precision of their scores in units of the
+        noise; None where Eq. 15 places them.
     facts
         For the record; empty without a refinement.
+    start
+        What was refined; None without a refinement.
     """
 
     axes: Axes
     operator: gram.Operator
     basis: np.ndarray | None
+    prior: np.ndarray | None
     facts: Mapping[str, Any]
+    start: Outcome | None = None
 
 
 def refine(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Outcome:
@@ -62,7 +67,7 @@ def refine(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Out
         return _prime(job, part, operator=operator, found=found)
     if job.options["refine"] == "hetero":
         return _hetero(job, part, operator=operator, found=found)
-    return Outcome(found, operator, None, {})
+    return Outcome(found, operator, None, None, {})
 
 
 def _prime(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Outcome:
@@ -94,12 +99,13 @@ def _prime(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Out
             f"{refined.heldout_before:.4g}); the result without it is returned.",
             DataWarning,
         )
-        return Outcome(found, operator, None, facts)
+        return Outcome(found, operator, None, None, facts)
     basis = refined.loadings
     largest = np.argmax(np.abs(basis), axis=0)
     signs = np.where(basis[largest, np.arange(basis.shape[1])] < 0, -1.0, 1.0)
     axes = Axes(refined.scores * signs, basis * signs, refined.values, None)
-    return Outcome(axes, operator, axes.loadings, facts)
+    start = Outcome(found, operator, None, None, {})
+    return Outcome(axes, operator, axes.loadings, refined.prior * np.outer(signs, signs), facts, start)
 
 
 def _hetero(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Outcome:
@@ -122,8 +128,8 @@ def _hetero(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Ou
             "returned.",
             DataWarning,
         )
-        return Outcome(found, operator, None, facts)
-    return Outcome(spectrum.axes_of(part, operator, eigen), operator, None, facts)
+        return Outcome(found, operator, None, None, facts)
+    return Outcome(spectrum.axes_of(part, operator, eigen), operator, None, None, facts)
 
 
 def _logged(job: Job, changes: list[float]) -> Any:

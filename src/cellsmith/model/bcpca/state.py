@@ -44,8 +44,9 @@ class Answer:
         Mean probability (E,) of each live feature over the cells of the fit; empty for ``prob="pairwise"``.
     projections
         B_q (R, E, k) of Eq. 15; empty for ``prob="pairwise"``.
-    basis
-        (E, k) orthonormal basis of a refinement by ``"prime"``, into which new cells are regressed; empty without.
+    basis, prior
+        (E, k) orthonormal axes of a refinement by ``"prime"``, onto which new cells are regressed, and the (k, k)
+        precision of their scores in units of the noise; empty without.
     factors_u, factors_s
         u (cells of the fit, R) and s (R,) of 1 / N; empty for ``prob="pairwise"``.
     baselines
@@ -71,6 +72,7 @@ class Answer:
     col_means: np.ndarray
     projections: np.ndarray
     basis: np.ndarray
+    prior: np.ndarray
     factors_u: np.ndarray
     factors_s: np.ndarray
     baselines: Mapping[str, np.ndarray]
