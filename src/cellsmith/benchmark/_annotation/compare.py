@@ -63,21 +63,21 @@ def _scores(adata: AnnData, scores: Any, classes: Sequence[str] | None) -> tuple
         scores = adata.obsm[scores]
     elif isinstance(scores, Scores):
         space, classes = scores.space, scores.classes
-        names, values = scores.obs_names, scores.values
-        scores = values if names is None else reindexed(values, names, adata.obs_names, where="scores")
+        cells, values = scores.obs_names, scores.values
+        scores = values if cells is None else reindexed(values, cells, adata.obs_names, where="scores")
     if isinstance(scores, pd.DataFrame):
         scores = reindexed(scores, scores.index, adata.obs_names, where="scores")
     names = class_names(scores, classes, where="scores")
-    values = dense(scores, where="scores").astype(np.float64)
-    check_scores(values, obs_names=adata.obs_names, classes=names, where="scores")
-    lost = np.isnan(values).any(axis=1)
+    found = dense(scores, where="scores").astype(np.float64)
+    check_scores(found, obs_names=adata.obs_names, classes=names, where="scores")
+    lost = np.isnan(found).any(axis=1)
     if lost.any():
         raise SetupError(f"Found {int(lost.sum())} cells without scores; expected scores for all that are compared.")
-    space = infer_space(values) if space == "auto" else space
+    space = infer_space(found) if space == "auto" else space
     if space == "similarity":
         raise SetupError("Found similarities; expected probabilities. Type from_embeddings(...), or scores / 0.05.")
     # peers average rows, so that all of them get probabilities
-    return normalise_rows(to_scores(values, space)), names, space
+    return normalise_rows(to_scores(found, space)), names, space
 
 
 def annotation(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cellsmith.benchmark._annotation import toys
-from cellsmith.benchmark._annotation.bars import BARS, mark
+from cellsmith.benchmark._annotation.bars import BARS, mark, transfer_table
 from cellsmith.benchmark._annotation.guarantee import LEVELS, SIZES
 from cellsmith.benchmark._annotation.peers import DEFAULT, METHODS
 from cellsmith.benchmark._annotation.results import Difference, Results, difference, number, points
@@ -60,7 +60,7 @@ def _methods_table(results: Results, task: str, *, file: str) -> str:
     has_rare = (results.of(task, file=file)["metric"] == "rare_recall").any()
     for name in _order(results.of(task, file=file)["variant"]):
         values = [results.mean(task, name, m, file=file) for m in ("accuracy", "macro_f1", "rare_recall")]
-        gaps = [results.paired(task, DEFAULT, name, m, file=file) for m in ("accuracy", "macro_f1")]
+        gaps = [results.paired(task, DEFAULT, name, metric=m, file=file) for m in ("accuracy", "macro_f1")]
         shown = ["-", "-"] if name == DEFAULT else [_interval(g) for g in gaps]
         rows.append([name, *map(number, values[: 3 if has_rare else 2]), *shown])
     head = ["method", "accuracy", "macro-F1", *(["rare recall"] if has_rare else [])]
@@ -99,9 +99,29 @@ def _transfer(results: Results) -> list[str]:
     return out or ["Not run.", ""]
 
 
+def _overview(results: Results) -> str:
+    """Return one row a method: means over the files, and its worst part against the raw scores."""
+    rows = []
+    found = {m: transfer_table(results, m) for m in ("accuracy", "macro_f1", "rare_recall")}
+    for name in _order(found["accuracy"].columns):
+        gaps = found["accuracy"][name] - found["accuracy"].get("raw", np.nan)
+        means = [t[name].groupby(level="file").mean().mean() if name in t else np.nan for t in found.values()]
+        below = f"{int((gaps < -0.005 - 1e-9).sum())} of {int(gaps.notna().sum())}"
+        rows.append([name, *map(number, means), points(float(gaps.min())), below])
+    head = [
+        "method",
+        "accuracy",
+        "macro-F1",
+        "rare recall",
+        "worst part against raw",
+        "parts below raw by more than 0.5",
+    ]
+    return _grid(head, rows)
+
+
 def _parts(results: Results) -> str:
     """Return one row a part: raw, the vote and GRIT."""
-    shown, rows = ("raw", "CellTypist-style vote", "label spreading", "kNN mean", DEFAULT, "GRIT protect 0.5"), []
+    shown, rows = ("raw", "CellTypist-style vote", "kNN mean", DEFAULT, "GRIT half prior", "GRIT protect 0.5"), []
     table = results.of("transfer to")
     table = pd.concat([table, results.of("10 cells a type")])
     for (file, task), part in table.groupby(["file", "task"], sort=False):
@@ -195,6 +215,7 @@ def _speed(results: Results) -> str:
         rows.append([f"{n:,}", *map(number, get), results.detail(f"cpu_s_{n}") or "not run"])
     table = _grid(["cells", "CPU-s", "s", "MiB extra", "iterations", "uncertified", ""], rows)
     names = ("cg_s", "lu_s", "cg_over_lu", "chebyshev_s", "chebyshev_over_cg", "slope")
+    names = (*names, "lu_s, 4 dimensions", "cg_over_lu, 4 dimensions")
     more = [[n, number(results.quantity(n)), results.detail(n) or "not run"] for n in names]
     return f"{table}\n\n{_grid(['quantity', 'value', ''], more)}"
 
@@ -228,7 +249,8 @@ def _page(results: Results, notes: str) -> str:
     out += [_summary(results, "calibration", ("ece", "mean_confidence", "accuracy", "temperature")), ""]
     out += ["### Smoothing far too much", "", _guards(results), ""]
     out += ["## Unknown types, lambda 10", "", _unknown(results), ""]
-    out += ["## Real transfers", "", *_transfer(results), "### Part by part", "", _parts(results), ""]
+    out += ["## Real transfers", "", "### All files", "", _overview(results), ""]
+    out += [*_transfer(results), "### Part by part", "", _parts(results), ""]
     out += ["### Recall of types under 3 % (at least 10 cells)", "", _rare(results), ""]
     out += ["## Rejection: 500 draws of anchors", "", _rejection(results), ""]
     out += ["## Cells that come later, and the whole door", "", _queries(results), ""]

@@ -87,7 +87,7 @@ class Results:
         found = self.values(task, variant, metric, file=file)
         return float(found.mean()) if len(found) else float("nan")
 
-    def paired(self, task: str, ours: str, theirs: str, metric: str, *, file: str | None = None) -> Difference:
+    def paired(self, task: str, ours: str, theirs: str, *, metric: str, file: str | None = None) -> Difference:
         """Return ours minus theirs over the runs that both have."""
         a, b = (self.values(task, v, metric, file=file) for v in (ours, theirs))
         return difference((a - b).dropna().to_numpy(dtype=float))

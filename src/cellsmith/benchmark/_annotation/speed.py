@@ -144,19 +144,35 @@ def measure(folder: Path, n: int, **options: Any) -> dict[str, float]:
 
 
 def solvers(n: int = SMALL) -> dict[str, float]:
-    """Time factorisation and conjugate gradients on the same system in turn; CPU seconds and their median ratio."""
+    """Time factorisation, conjugate gradients and Chebyshev on the same systems in turn; CPU seconds, median ratios.
+
+    On two graphs: that of the 4 dimensions, whose factors stay sparse, and one of 50 with as much noise as components
+    of real cells have, whose factors fill in.
+    """
+    points, out = synthetic_points(n), {}
+    for words, weights in (("", many_dimensions(points)), (", 4 dimensions", synthetic_graph(points))):
+        out |= {f"{key}{words}": value for key, value in _in_turn(weights, synthetic_scores(points)).items()}
+    return out
+
+
+def _in_turn(weights: Any, scores: np.ndarray) -> dict[str, float]:
     from cellsmith.benchmark._synthesis.speed import alternate
     from cellsmith.math import solve
 
-    points = synthetic_points(n)
-    weights, scores = synthetic_graph(points), synthetic_scores(points)
-    order = solve.cuthill_mckee(weights)
-    problem = solve.system(weights, laplacian="sym", smoothness_weight=5.0, order=order)
+    problem = solve.system(weights, laplacian="sym", smoothness_weight=5.0, order=solve.cuthill_mckee(weights))
     right = problem.right_hand_side(scores)
     runs = [lambda k, name=name: solve.solve(problem, right, solver=name) for name in ("cg", "lu", "chebyshev")]
     cg, lu, ratio = alternate(runs[0], runs[1], n_warm=1, n_steps=REPEATS)
     chebyshev, _, against = alternate(runs[2], runs[0], n_warm=1, n_steps=REPEATS)
     return {"cg_s": cg, "lu_s": lu, "cg_over_lu": ratio, "chebyshev_s": chebyshev, "chebyshev_over_cg": against}
+
+
+def many_dimensions(points: np.ndarray) -> Any:
+    """Return the weights of 14 other neighbours after 46 dimensions of noise were added to the 4 of `points`."""
+    from cellsmith.math.graph import fuzzy_union, knn_table
+
+    noise = Streams(2).numpy("speed").normal(size=(len(points), 46))
+    return fuzzy_union(*knn_table(np.hstack([points, noise]), N_NEIGHBORS, seed=0))
 
 
 def _best(folder: Path, n: int, repeats: int) -> dict[str, float]:
