@@ -64,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="show what the package does, on real cells that travel with it",
-        description="Trains on a real experiment, generates cells, scores them against held-out real cells, and "
-        "writes report.html (open it in a browser), generated.h5ad and figures/*.png. A few minutes on two cores; no "
-        "download.",
+        description="Trains on a real experiment, generates cells, scores them against held-out real cells, names "
+        "cells from a weak classifier's scores, and writes report.html (open it in a browser), generated.h5ad and "
+        "figures/*.png. A few minutes on two cores; no download.",
     )
     demo.add_argument("--out", default="cellsmith-demo", metavar="DIR", help="folder for the results [%(default)s]")
     demo.add_argument("--seed", type=_seed, default=0, help="the same seed gives the same cells [%(default)s]")

@@ -43,7 +43,9 @@ def test_page(result):
     assert "<script" not in page
     assert "url(" not in page
     assert page.count("How to read this picture") == page.count("<figure>")
-    for phrase in ("not a guarantee of privacy", "GSE96583", "Seed", "scvi-tools"):
+    assert '<section id="synthesis">' in page
+    assert '<section id="annotation">' in page
+    for phrase in ("not a guarantee of privacy", "smooth wrong answer", "GSE96583", "Seed", "scvi-tools"):
         assert phrase in page
 
 
@@ -61,6 +63,7 @@ def test_what_the_terminal_shows(result):
     _, text = result
     assert "SCLD" in text
     assert "scVI re-draw" in text
+    assert "vote in clusters" in text
     assert "report.html" in text
     assert "Trainer" not in text
 
