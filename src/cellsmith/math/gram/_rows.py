@@ -18,7 +18,8 @@ def as_rows(x: Any) -> sp.csr_matrix:
     """Return ``x`` as CSR with sorted indices and no duplicates; a copy only where it was neither."""
     rows = sp.csr_matrix(x)
     if not rows.has_canonical_format:
-        rows = rows.copy() if rows is x or rows.data is getattr(x, "data", None) else rows
+        # sorting happens in place, and the arrays may be those of the caller
+        rows = rows.copy() if sp.issparse(x) else rows
         rows.sum_duplicates()
     return rows
 

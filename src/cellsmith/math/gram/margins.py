@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cellsmith._errors import SetupError
 from cellsmith.math.gram.blocks import Blocks
+from cellsmith.math.gram.covariates import CovariateProbability
 from cellsmith.math.gram.probability import (
     FLOOR,
     GroupedProbability,
@@ -143,6 +144,8 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
         return Rank1Probability(arrays["scalars"], arrays["features"], float(arrays["level"].reshape(-1)[0]))
     if kind == "grouped":
         return GroupedProbability(arrays["groups"].astype(np.int64), arrays["table"])
+    if kind == "covariates":
+        return CovariateProbability(**arrays)
     raise SetupError(
-        f"Probabilities of kind {kind!r} cannot be restored; expected logistic, rank1, product or grouped."
+        f"Probabilities of kind {kind!r} cannot be restored; expected logistic, rank1, product, grouped or covariates."
     )
