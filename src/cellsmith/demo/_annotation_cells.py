@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
@@ -42,6 +42,13 @@ class Task:
     judged: np.ndarray
 
 
+def _named(cells: ad.AnnData, components: np.ndarray) -> ad.AnnData:
+    """Return a copy of the cells with their principal components."""
+    adata = plain_copy(cells)
+    adata.obsm["X_pca"] = components
+    return adata
+
+
 def _components(logs: sparse.csr_matrix, seed: int) -> np.ndarray:
     """Return principal components (n, 30) of log-normalised expression, as ``scanpy.pp.pca`` would."""
     from sklearn.decomposition import PCA
@@ -75,9 +82,7 @@ def few_labels(adata: ad.AnnData, seed: int, *, draw: int = 0, all_genes: bool =
     -------
     The task; the labelled cells are not judged.
     """
-    adata = plain_copy(adata)
     logs, types = log_normalised(adata), adata.obs["cell_type"].astype(str).to_numpy()
-    adata.obsm["X_pca"] = _components(logs, seed)
     generator = Streams(Streams(seed).integer("split", draw)).numpy("split")
     rows = np.concatenate(
         [generator.choice(np.flatnonzero(types == name), N_LABELS, replace=False) for name in sorted(set(types))]
@@ -86,7 +91,7 @@ def few_labels(adata: ad.AnnData, seed: int, *, draw: int = 0, all_genes: bool =
     scores = _classifier(logs, types, rows, np.arange(adata.n_vars) if all_genes else np.sort(genes))
     judged = np.ones(adata.n_obs, dtype=bool)
     judged[rows] = False
-    return Task(adata, scores.set_axis(adata.obs_names), judged)
+    return Task(_named(adata, _components(logs, seed)), scores.set_axis(adata.obs_names), judged)
 
 
 def transfer(adata: ad.AnnData, seed: int, *, source: str) -> Task:
@@ -109,8 +114,7 @@ def transfer(adata: ad.AnnData, seed: int, *, source: str) -> Task:
     types = adata.obs["cell_type"].astype(str).to_numpy()
     logs = log_normalised(adata)
     scores = _classifier(logs, types, np.flatnonzero(teaches), np.arange(adata.n_vars))
-    target = plain_copy(adata[~teaches])
-    target.obsm["X_pca"] = _components(logs[~teaches], seed)
+    target = _named(adata[~teaches], _components(logs[~teaches], seed))
     return Task(target, scores[~teaches].set_axis(target.obs_names), np.ones(target.n_obs, dtype=bool))
 
 
@@ -128,19 +132,20 @@ def with_anchors(task: Task, seed: int, n: int) -> Task:
 
     Returns
     -------
-    The task with fewer judged cells; it shares ``adata``.
+    The task with fewer judged cells and a copy of ``adata``.
     """
+    adata = task.adata.copy()
     chosen = Streams(seed).numpy("anchors").choice(np.flatnonzero(task.judged), n, replace=False)
-    labels = np.full(task.adata.n_obs, "unknown", dtype=object)
-    labels[chosen] = task.adata.obs["cell_type"].astype(str).to_numpy()[chosen]
-    task.adata.obs["anchor"] = pd.Categorical(labels)
+    labels = np.full(adata.n_obs, "unknown", dtype=object)
+    labels[chosen] = adata.obs["cell_type"].astype(str).to_numpy()[chosen]
+    adata.obs["anchor"] = pd.Categorical(labels)
     judged = task.judged.copy()
     judged[chosen] = False
-    return Task(task.adata, task.scores, judged)
+    return Task(adata, task.scores, judged)
 
 
-def run_grit(context: Context, task: Task, *, anchors: bool = False) -> None:
-    """Refine the scores of a task with the defaults; everything is written into its ``adata``.
+def run_grit(context: Context, task: Task, *, anchors: bool = False) -> Task:
+    """Refine the scores of a task with the defaults.
 
     Parameters
     ----------
@@ -150,23 +155,25 @@ def run_grit(context: Context, task: Task, *, anchors: bool = False) -> None:
         The task.
     anchors
         Calibrate the confidence with ``.obs["anchor"]``; no cell is held at its label.
+
+    Returns
+    -------
+    The task with a copy of ``adata`` that holds the results and, for reports on the classifier itself, its confidence
+    in ``.obs["grit_raw_confidence"]`` (n,), no unit.
     """
     from cellsmith import tl
 
+    labels_key = "anchor" if anchors else None
     with nullcontext() if context.shows_progress else redirect_stderr(io.StringIO()):
-        tl.grit(
-            task.adata,
-            task.scores,
-            labels_key="anchor" if anchors else None,
-            anchors="calibrate",
-            rng=context.seed,
+        adata = tl.grit(
+            task.adata, task.scores, labels_key=labels_key, anchors="calibrate", copy=True, rng=context.seed
         )
-    # The classifier's own confidence, so that its report can be drawn beside the refined one.
-    task.adata.obs["grit_raw_confidence"] = task.scores.max(axis=1).to_numpy()
+    adata.obs["grit_raw_confidence"] = task.scores.max(axis=1).to_numpy()
+    return replace(task, adata=adata)
 
 
-def rivals(task: Task, seed: int) -> None:
-    """Write what two simple methods make of the same scores on the same graph: ``.obs["knn"]``, ``.obs["vote"]``.
+def rivals(task: Task, seed: int) -> Task:
+    """Let two simple methods refine the same scores on the same graph.
 
     Parameters
     ----------
@@ -174,16 +181,22 @@ def rivals(task: Task, seed: int) -> None:
         A task that GRIT has refined, because its graph is used.
     seed
         Integer.
+
+    Returns
+    -------
+    The task with a copy of ``adata`` and their names in ``.obs["knn"]`` and ``.obs["vote"]``, (n,) each.
     """
     from cellsmith.math.graph import leiden
 
-    graph, values = task.adata.obsp["grit_connectivities"], task.scores.to_numpy()
+    adata = task.adata.copy()
+    graph, values = adata.obsp["grit_connectivities"], task.scores.to_numpy()
     names = task.scores.columns.to_numpy()
-    task.adata.obs["knn"] = pd.Categorical(names[(graph @ values + values).argmax(axis=1)], categories=names)
+    adata.obs["knn"] = pd.Categorical(names[(graph @ values + values).argmax(axis=1)], categories=names)
     clusters = leiden(graph, resolution=CLUSTER_RESOLUTION, seed=seed)
     votes = np.zeros((clusters.max() + 1, len(names)))
     np.add.at(votes, (clusters, values.argmax(axis=1)), 1.0)
-    task.adata.obs["vote"] = pd.Categorical(names[votes.argmax(axis=1)[clusters]], categories=names)
+    adata.obs["vote"] = pd.Categorical(names[votes.argmax(axis=1)[clusters]], categories=names)
+    return replace(task, adata=adata)
 
 
 def broken_promises(task: Task, seed: int, *, level: float, delta: float, n_anchors: int, n_draws: int) -> np.ndarray:

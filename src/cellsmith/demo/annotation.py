@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,20 +81,19 @@ def _compute(context: Context) -> _Run:
         scores[name] = []
         for draw in range(n_draws):
             task = cells.few_labels(adata, context.seed, draw=draw, all_genes=all_genes)
+            untaught = task.judged
             if draw == 0:
-                everyone = task
                 task = cells.with_anchors(task, context.seed, n_anchors)
-            cells.run_grit(context, task, anchors=draw == 0)
-            cells.rivals(task, context.seed)
+            task = cells.rivals(cells.run_grit(context, task, anchors=draw == 0), context.seed)
             scores[name].append(_score(task))
             if draw == 0:
                 tasks[name] = task
+                everyone = replace(task, judged=untaught)
                 rejections += _reject(context, everyone, task, name, n_anchors=n_anchors, n_repeats=n_repeats)
     for source, name in TRANSFERS.items():
         context.say(f"naming the cells of one condition with a classifier {name.replace(chr(10), ' ')}")
-        tasks[name] = cells.transfer(adata, context.seed, source=source)
-        cells.run_grit(context, tasks[name])
-        cells.rivals(tasks[name], context.seed)
+        task = cells.run_grit(context, cells.transfer(adata, context.seed, source=source))
+        tasks[name] = cells.rivals(task, context.seed)
         scores[name] = [_score(tasks[name])]
     lost = {name: [str(c) for c in task.adata.uns["grit"]["lost_classes"]] for name, task in tasks.items()}
     return _Run(scores, tasks, rejections, lost, n_draws, n_anchors, n_repeats)
