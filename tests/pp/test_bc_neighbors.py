@@ -26,6 +26,7 @@ def embedded(n: int = 60, k: int = 4, *, empty: int | None = None) -> AnnData:
     return adata
 
 
+@pytest.mark.slow  # scanpy compiles itself first
 def test_graph_equals_that_of_scanpy() -> None:
     adata = embedded()
     assert pp.bc_neighbors(adata, n_neighbors=8) is None
@@ -45,10 +46,17 @@ def test_scanpy_runs_on_it() -> None:
     adata = embedded()
     pp.bc_neighbors(adata)
     sc.tl.leiden(adata, neighbors_key="bc_neighbors", flavor="igraph", n_iterations=2, directed=False)
-    sc.tl.umap(adata, neighbors_key="bc_neighbors", maxiter=20)
     sc.tl.paga(adata, groups="leiden", neighbors_key="bc_neighbors")
     sc.tl.draw_graph(adata, neighbors_key="bc_neighbors", layout="fr")
     assert adata.obs["leiden"].nunique() >= 2
+    assert np.isfinite(adata.obsm["X_draw_graph_fr"]).all()
+
+
+@pytest.mark.slow  # umap-learn compiles itself first
+def test_umap_runs_on_it() -> None:
+    adata = embedded()
+    pp.bc_neighbors(adata)
+    sc.tl.umap(adata, neighbors_key="bc_neighbors", maxiter=20)
     assert np.isfinite(adata.obsm["X_umap"]).all()
 
 

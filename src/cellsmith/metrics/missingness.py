@@ -201,6 +201,8 @@ def _stored(adata: Any, key: str, *, min_overlap: float) -> tuple[dict[str, floa
     below = float((overlap < min_overlap).sum())
     numbers = {name: float(diagnostics[name]) for name in _DIAGNOSTICS}
     table = pd.DataFrame({name: np.asarray(values) for name, values in block.get("baselines", {}).items()})
+    if len(table):
+        table["name"] = [str(name) for name in table["name"]]
     table = table.reindex(columns=list(_EMBEDDINGS)).sort_values("heldout_error", kind="stable", ignore_index=True)
     # A result exists only where all cells are connected.
     return {**numbers, "below_min": below, "groups": 1.0}, overlap, table

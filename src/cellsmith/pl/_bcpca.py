@@ -74,7 +74,7 @@ def bcpca_baselines(
 def _scores(table: Any) -> dict[str, str]:
     """Return the line under each title: what the stored table says of a baseline."""
     lines = {}
-    for i, name in enumerate(np.asarray(table.get("name", []), dtype=str)):
+    for i, name in enumerate(table.get("name", [])):
         angle, error = float(table["sin_theta"][i]), float(table["heldout_error"][i])
         parts = [] if name == "bc" else [f"sin-theta to BC {angle:.2f}"]
         lines[str(name)] = ", ".join(parts + ([] if np.isnan(error) else [f"held-out error {error:.3f}"]))

@@ -203,7 +203,7 @@ def test_observed_entries_that_are_no_numbers_are_named(
     for sparse in (False, True):
         adata = broken(simulated, value, observed=True)
         adata.X = sp.csr_matrix(adata.X) if sparse else adata.X
-        with pytest.raises(SetupError, match="cell '4', feature 'g6' is (inf|-inf|nan), but the mask says"):
+        with pytest.raises(SetupError, match=r"cell '4', feature 'g6' is (inf|-inf|nan), but the mask says"):
             fitted(adata, setup={"mask": mask})
 
 
