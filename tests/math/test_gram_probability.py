@@ -178,9 +178,10 @@ class TestCovariates:
         stats = gram.observed_stats(blocks)
         fitted = gram.fit_covariates(blocks, stats, feature_design=w[:, None])
         np.testing.assert_allclose(whole(fitted).sum(1), m.sum(1), atol=d * 1e-4)
-        assert np.abs(whole(fitted) - truth).mean() < 0.5 * np.abs(
-            whole(gram.fit_logistic(m.sum(1), m.sum(0))) - truth
-        ).mean()
+        assert (
+            np.abs(whole(fitted) - truth).mean()
+            < 0.5 * np.abs(whole(gram.fit_logistic(m.sum(1), m.sum(0))) - truth).mean()
+        )
 
     def test_landmarks_factor_it(self):
         r = rng(6)

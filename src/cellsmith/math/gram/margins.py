@@ -145,7 +145,8 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
     if kind == "grouped":
         return GroupedProbability(arrays["groups"].astype(np.int64), arrays["table"])
     if kind == "covariates":
-        return CovariateProbability(**arrays)
+        names = ("cell_design", "feature_design", "cell_slopes", "feature_slopes")
+        return CovariateProbability(*(arrays[name] for name in names))
     raise SetupError(
         f"Probabilities of kind {kind!r} cannot be restored; expected logistic, rank1, product, grouped or covariates."
     )
