@@ -45,6 +45,7 @@ def test_page(result):
     assert page.count("How to read this picture") == page.count("<figure>")
     assert '<section id="synthesis">' in page
     assert '<section id="annotation">' in page
+    assert '<section id="missingness">' in page
     for phrase in ("not a guarantee of privacy", "smooth wrong answer", "GSE96583", "Seed", "scvi-tools"):
         assert phrase in page
 
@@ -64,6 +65,7 @@ def test_what_the_terminal_shows(result):
     assert "SCLD" in text
     assert "scVI re-draw" in text
     assert "vote in clusters" in text
+    assert "pairwise complete" in text
     assert "report.html" in text
     assert "Trainer" not in text
 
