@@ -47,7 +47,7 @@ def place(adata: ad.AnnData, *, seed: int, quick: bool = False) -> np.ndarray:
         return np.asarray(adata.obsm["X_pca"])[:, :2]
     import scanpy as sc
 
-    found = sc.tl.umap(adata, neighbors_key="grit", random_state=seed, copy=True)
+    found = sc.tl.umap(adata, neighbors_key="grit", maxiter=200, random_state=seed, copy=True)
     return np.asarray(found.obsm["X_umap"])
 
 

@@ -60,7 +60,7 @@ LIMITS = (
     "that something is off. A mistake that whole neighbourhoods share is not repaired; it comes out clean. Always "
     "look at the raw labels, which every result keeps, and at marker genes.",
     "The plain vote in clusters is a strong rival: where the mistakes are random noise it does as well or better. What "
-    "GRIT adds there is a score for every cell rather than one name a cluster, and an account of its own accuracy.",
+    "GRIT adds there is a score for every cell instead of one name a cluster, from which a rejection can choose.",
     "Where the classifier is already good there is little to gain, and rare types can be swallowed by large "
     "neighbours. A warning names types that vanish; it cannot name types that merely shrink.",
     "A type that the classifier does not know gets the name of the most similar one that it does know. Rejection can "

@@ -162,7 +162,7 @@ def _opening(run: _Run) -> list[Block]:
                 ),
                 (
                     f"{_mean(decent, 'grit_raw accuracy'):.0%} → {_mean(decent, 'grit accuracy'):.0%}",
-                    "the same for a better classifier (all genes): nothing to gain",
+                    "the same for a better classifier (all genes)",
                 ),
                 (
                     f"{edges['raw']:.0%} → {edges['refined']:.0%}",
@@ -185,7 +185,7 @@ def _opening(run: _Run) -> list[Block]:
         "pictures show the first. **Learnt from CTRL, names STIM**, and the reverse: all cells of one condition teach, "
         "those of the other are named.",
         "Each time one classifier (a logistic regression) gives the scores. GRIT with its defaults, a mean over "
-        "neighbours and a vote in clusters then refine *the same scores* over *the same graph*.",
+        "neighbours and a vote in clusters then refine the same scores over the same graph.",
     ]
 
 
