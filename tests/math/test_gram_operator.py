@@ -337,7 +337,7 @@ class TestRankRules:
     def test_refusals(self):
         with pytest.raises(SetupError, match="Did you mean 'cng'"):
             gram.choose_rank([1.0], "cgn")
-        with pytest.raises(SetupError, match="5 non-negative eigenvalues.*at least 6"):
+        with pytest.raises(SetupError, match=r"5 non-negative eigenvalues.*at least 6"):
             gram.choose_rank([5.0, 4, 3, 2, 1, -1], "cng")
         with pytest.raises(SetupError, match="No eigenvalue is positive"):
             gram.choose_rank([-1.0], "gap")

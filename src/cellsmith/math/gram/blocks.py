@@ -76,7 +76,15 @@ CentredBlocks: TypeAlias = Callable[[], Iterator[tuple[int, Centred]]]
 
 
 def row_blocks(block: Block, n_rows: int | None = None) -> Blocks:
-    """Hand out one block held in memory, whole or ``n_rows`` cells at a time."""
+    """Hand out one block held in memory, whole or in parts.
+
+    Parameters
+    ----------
+    block
+        (n, D) in memory.
+    n_rows
+        Cells at a time; None for all at once.
+    """
     step = n_rows or max(1, block.shape[0])
 
     def blocks() -> Iterator[tuple[int, Block]]:

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from cellsmith.math.gram._rows import as_rows, row_of_entries, row_sums, tiles, transposed, view
 
-__all__ = ["Centred", "CentredDense", "CentredFewMissing", "CentredObserved"]
+__all__ = ["Centred"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _ENTRIES = 1 << 21  # products of entries formed at once
@@ -76,7 +76,13 @@ class Centred(ABC):
         """Z + (1 - M) * (scores basis^T): the missing entries filled with a low-rank fit, still implicit."""
 
     def dot(self, b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """``Z @ b``, (rows, p), for ``b`` of shape (D, p)."""
+        """``Z @ b``, (rows, p).
+
+        Parameters
+        ----------
+        b
+            (D, p).
+        """
         b = np.ascontiguousarray(b, dtype=self.dtype)
         out = np.empty((self.shape[0], b.shape[1]), dtype=self.dtype)
         for i, j in tiles(self.shape[0]):
@@ -84,7 +90,13 @@ class Centred(ABC):
         return out
 
     def tdot(self, b: npt.NDArray[Any]) -> Array:
-        """``Z.T @ b``, (D, p), summed over tiles of cells in float64, for ``b`` of shape (rows, p)."""
+        """``Z.T @ b``, (D, p), summed over tiles of cells in float64.
+
+        Parameters
+        ----------
+        b
+            (rows, p).
+        """
         total = np.zeros((self.shape[1], b.shape[1]))
         for i, j in tiles(self.shape[0]):
             total += self.tile_tdot(np.ascontiguousarray(b[i:j], dtype=self.dtype), i, j)

@@ -73,7 +73,13 @@ class CovariateProbability(Probability):
         return first, kind.reshape(-1)
 
     def block(self, cells: npt.NDArray[np.int64]) -> Array:
-        """Probabilities of some cells, (m, D)."""
+        """Probabilities of some cells, (m, D).
+
+        Parameters
+        ----------
+        cells
+            Numbers of the cells, (m,).
+        """
         eta = self.cell_slopes[cells] @ self.feature_design.T + self.cell_design[cells] @ self.feature_slopes.T
         p = sigmoid(eta)
         return np.maximum(p, FLOOR, out=p)

@@ -61,7 +61,15 @@ class Eigen:
 
 @dataclass(frozen=True)
 class Mass:
-    """Sum of theta > 0 (``positive``) and of |theta| where theta < 0 (``negative``); ``exact``, or estimated."""
+    """Sums over the spectrum.
+
+    Attributes
+    ----------
+    positive, negative
+        Sum of theta > 0, and of |theta| where theta < 0.
+    exact
+        Whether they are exact, or estimated from probes.
+    """
 
     positive: float
     negative: float
@@ -244,7 +252,17 @@ def spectrum_mass(
 
 
 def frobenius_norm(operator: Operator, *, generator: np.random.Generator, n_probes: int = 10) -> float:
-    """|G|_F estimated from random sign vectors (section 4.10): E |G w|^2 = |G|_F^2."""
+    """|G|_F, estimated from random sign vectors w (section 4.10): E |G w|^2 = |G|_F^2.
+
+    Parameters
+    ----------
+    operator
+        G, (n, n).
+    generator
+        Draws the vectors.
+    n_probes
+        How many.
+    """
     if operator.dense is not None:
         return float(np.linalg.norm(operator.dense))
     probes = generator.choice(np.array([-1.0, 1.0]), (operator.n, n_probes)).astype(operator.dtype)

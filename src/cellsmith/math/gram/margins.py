@@ -130,7 +130,7 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
     kind
         ``Probability.kind``.
     state
-        Arrays by name.
+        Arrays by name, such as ``scalars`` (n,) and ``features`` (D,).
 
     Raises
     ------
@@ -145,8 +145,9 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
     if kind == "grouped":
         return GroupedProbability(arrays["groups"].astype(np.int64), arrays["table"])
     if kind == "covariates":
-        names = ("cell_design", "feature_design", "cell_slopes", "feature_slopes")
-        return CovariateProbability(*(arrays[name] for name in names))
+        return CovariateProbability(
+            arrays["cell_design"], arrays["feature_design"], arrays["cell_slopes"], arrays["feature_slopes"]
+        )
     raise SetupError(
         f"Probabilities of kind {kind!r} cannot be restored; expected logistic, rank1, product, grouped or covariates."
     )

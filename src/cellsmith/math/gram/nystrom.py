@@ -178,7 +178,19 @@ def thinned_fit(
 
 
 def orient(eigen: Eigen, loadings: Array) -> tuple[Eigen, Array]:
-    """Fix the sign of each axis so that its loading of largest absolute value is positive (Eq. 13)."""
+    """Fix the sign of each axis so that its loading of largest absolute value is positive (Eq. 13).
+
+    Parameters
+    ----------
+    eigen
+        Pairs, vectors (n, k).
+    loadings
+        (D, k).
+
+    Returns
+    -------
+    Both, with the columns turned.
+    """
     largest = np.argmax(np.abs(loadings), axis=0)
     signs = np.where(loadings[largest, np.arange(loadings.shape[1])] < 0, -1.0, 1.0)
     kind = eigen.vectors.dtype.type

@@ -62,7 +62,18 @@ class Factors:
         return np.asarray(np.einsum("mq,mq,q->m", self.u[asked[:, 0]], self.u[asked[:, 1]], self.s))
 
     def extend(self, probability: Probability) -> Array:
-        """U of other cells, (m, R), from their probabilities (of the same kind and features as in the fit)."""
+        """Continue u to other cells, (m, R).
+
+        Parameters
+        ----------
+        probability
+            Probabilities of the m cells, of the same kind and features as in the fit.
+
+        Raises
+        ------
+        SetupError
+            If they are of another kind.
+        """
         if self.kind == "mean":
             return np.ones((probability.n_cells, 1))
         if self.kind == "rank1" and isinstance(probability, Rank1Probability):

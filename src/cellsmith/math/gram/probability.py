@@ -82,14 +82,26 @@ class Probability(ABC):
         return self.overlap_with(self._sums[2]) if self.n_cells > 1 else np.zeros(self.n_cells)
 
     def overlap_with(self, col_sums: Array) -> Array:
-        """(sum_d p_id ``col_sums``_d - N_ii) / (n - 1), (n,), for the sums of p over the n cells, (D,)."""
+        """(sum_d p_id C_d - N_ii) / (n - 1), (n,): the mean overlap with the other cells.
+
+        Parameters
+        ----------
+        col_sums
+            C_d = sum_i p_id over the n cells, (D,).
+        """
         cells, kind = self.types
         step = max(1, _ENTRIES // max(1, self.n_features))
         with_all = np.concatenate([self.block(cells[i:j]) @ col_sums for i, j in tiles(cells.size, step)])
         return np.asarray((with_all[kind] - self.self_overlap) / max(1, self.n_cells - 1))
 
     def overlap(self, pairs: npt.ArrayLike) -> Array:
-        """N_ij = sum_d p_id p_jd of pairs of cells (i, j), (m, 2) -> (m,); N_ii for a pair of a cell with itself."""
+        """N_ij = sum_d p_id p_jd of pairs of cells (i, j), (m,); N_ii for a pair of a cell with itself.
+
+        Parameters
+        ----------
+        pairs
+            Cell numbers, (m, 2).
+        """
         asked = np.asarray(pairs, dtype=np.int64)
         cells, kind = self.types
         left, right = cells[kind[asked[:, 0]]], cells[kind[asked[:, 1]]]
@@ -101,7 +113,13 @@ class Probability(ABC):
         return out
 
     def cross_overlap(self, other: Probability) -> Array:
-        """N_ij between all cells here and all cells of ``other``, (n, m)."""
+        """N_ij between all cells here and all cells there, (n, m).
+
+        Parameters
+        ----------
+        other
+            Probabilities of m cells and the same features.
+        """
         mine, kind = self.types
         theirs, other_kind = other.types
         right = other.block(theirs)
@@ -152,7 +170,13 @@ class ScalarProbability(Probability):
         return first, kind.reshape(-1)
 
     def curve(self, t: Array) -> Array:
-        """Probabilities (m, D) at values ``t`` (m,) of the scalar."""
+        """Probabilities (m, D) at values of the scalar.
+
+        Parameters
+        ----------
+        t
+            (m,).
+        """
         if self.kind == "rank1":
             return np.clip(t[:, None] * self.features[None, :], FLOOR, 1.0)
         p = sigmoid(t[:, None] + self.features[None, :])
@@ -291,7 +315,15 @@ class GroupedProbability(Probability):
 
 @dataclass(frozen=True)
 class TableProbability(Probability):
-    """p_id as the caller gives it: ``rows`` maps cell numbers (m,) to probabilities (m, D)."""
+    """p_id as the caller gives it.
+
+    Attributes
+    ----------
+    rows
+        Maps cell numbers (m,) to probabilities (m, D).
+    shape
+        (n, D).
+    """
 
     rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
     shape: tuple[int, int]
@@ -318,7 +350,18 @@ class TableProbability(Probability):
         return every, every
 
     def block(self, cells: npt.NDArray[np.int64]) -> Array:
-        """Probabilities of some cells, (m, D), at least 1e-3."""
+        """Probabilities of some cells, (m, D), at least 1e-3.
+
+        Parameters
+        ----------
+        cells
+            Numbers of the cells, (m,).
+
+        Raises
+        ------
+        SetupError
+            If the caller's values have another shape or are no probabilities.
+        """
         p = np.asarray(self.rows(np.asarray(cells)), dtype=np.float64)
         if p.shape != (len(cells), self.n_features):
             raise SetupError(

@@ -76,7 +76,17 @@ def regress(
 
 
 def regress_block(z: Centred, basis: npt.NDArray[Any], prior: npt.NDArray[Any] | None = None) -> Regression:
-    """Regression of the rows of one block; see :func:`regress`."""
+    """Regression of the rows of one block; see :func:`regress`.
+
+    Parameters
+    ----------
+    z
+        Rows of Z, (rows, D).
+    basis
+        (D, k), orthonormal columns.
+    prior
+        (k, k), or None.
+    """
     n_features, k = basis.shape
     targets = z.dot(basis).astype(np.float64)
     weights = z.row_weights()
