@@ -134,8 +134,8 @@ def test_probabilities_survive_being_stored(x: np.ndarray) -> None:
     stats = gram.observed_stats(blocks)
     fitted = {
         "logistic": gram.fit_logistic(stats.row_counts, stats.col_counts),
-        "rank1": gram.fit_rank1(stats, legacy=True),
-        "rank1-clipped": gram.ScalarProbability("rank1", stats.row_rates, 2 * stats.col_rates),
+        "product": gram.fit_rank1(stats, legacy=True),
+        "rank1": gram.ScalarProbability("rank1", stats.row_rates, 2 * stats.col_rates),
         "grouped": gram.fit_grouped(blocks, np.arange(40) % 3),
         "covariates": gram.fit_covariates(blocks, stats, cell_design=generator.normal(size=(40, 1))),
     }
@@ -146,7 +146,7 @@ def test_probabilities_survive_being_stored(x: np.ndarray) -> None:
         back = missing.stored_probability(kind, arrays)
         np.testing.assert_array_equal(back.block(np.arange(40)), model.block(np.arange(40)))
     assert missing.describe_probability(gram.custom_probability(np.ones((2, 2))))[0] == "given"
-    with pytest.raises(SetupError, match="were not kept"):
+    with pytest.raises(SetupError, match="cannot be restored"):
         missing.stored_probability("given", {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def test_neighbours_by_corrected_distance(done: AnnData) -> None:
     coo = distances.tocoo()
     expected = np.sqrt(model.distances(np.column_stack([coo.row, coo.col])))
     np.testing.assert_allclose(coo.data, expected, rtol=1e-3, atol=1e-3)
-    assert np.diff(distances.indptr).max() == 7
+    assert (np.diff(distances.indptr) == 7).all()
+    assert 0.0 <= adata.uns["bc_neighbors"]["floored_share"] < 1.0
     kinds = adata.obs["kind"].to_numpy()
     assert (kinds[coo.row] == kinds[coo.col]).mean() > 0.95
 
@@ -129,16 +131,22 @@ def test_corrected_distances_need_what_the_fit_read() -> None:
 @pytest.mark.parametrize("prob", ["rank1", "rank1-legacy", "grouped", "covariates"])
 def test_corrected_distances_after_every_kind_of_probability(prob: str) -> None:
     adata = data(70, 60)
-    adata.X[3] = np.nan
+    adata.X[3] = np.nan if prob != "rank1-legacy" else adata.X[3]
     adata.obs["batch"] = np.where(np.arange(70) % 2, "a", "b")
     how: dict[str, Any] = {"prob": prob} if prob != "covariates" else {"prob_covariates": ("batch",)}
     if prob == "grouped":
         how["batch_key"] = "batch"
-    with pytest.warns(CellsmithWarning):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CellsmithWarning)
         cellsmith.tl.bcpca(adata, n_latent=3, compare=False, min_overlap=0, **how)
-    with pytest.warns(DataWarning, match="1 cells have no embedding"):
         cellsmith.pp.bc_neighbors(adata, metric="corrected", n_neighbors=5)
-    assert adata.obsp["bc_neighbors_distances"][3].nnz == 0
+    rows = np.diff(adata.obsp["bc_neighbors_distances"].indptr)
+    if prob == "rank1-legacy":
+        assert (rows == 4).all()
+        return
+    assert any(w.category is DataWarning and "1 cells have no embedding" in str(w.message) for w in caught)
+    assert rows[3] == 0
+    assert (np.delete(rows, 3) == 4).all()
 
 
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])

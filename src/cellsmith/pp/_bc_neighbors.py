@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["bc_neighbors"]
 
 METRICS = ("embedding", "corrected")
+SMALLEST = np.finfo(np.float32).tiny
 CANDIDATES = 4  # times the neighbours asked for: how many of the embedding are ranked again
 
 
@@ -58,7 +59,8 @@ def bc_neighbors(
     -------
     None, or the copy. Written: ``.obsp[<key_added>_connectivities]`` (the weights of UMAP, equal to scanpy's) and
     ``.obsp[<key_added>_distances]``, both CSR float32 (n, n), and ``.uns[<key_added>]``. Cells without an embedding
-    have no neighbours.
+    have no neighbours. ``.uns[<key_added>]["floored_share"]`` is the share of corrected squared distances that noise
+    made negative: where it is high, cells share too few features for single pairs to mean much.
 
     Raises
     ------
@@ -95,17 +97,20 @@ def bc_neighbors(
         )
     wanted = k if metric == "embedding" else min(CANDIDATES * k, len(placed) - 1)
     indices, distances = graph.knn_table(x[placed], wanted, seed=Streams(seed).integer("sample"))
+    floored = 0.0
     if metric == "corrected":
         from cellsmith.pp._corrected import rank_by_corrected_distance
 
-        indices, distances = rank_by_corrected_distance(adata, block, placed, indices=indices, k=k)
+        indices, distances, floored = rank_by_corrected_distance(adata, block, placed, indices=indices, k=k)
     table, gaps = np.full((len(x), k), -1, dtype=np.int64), np.full((len(x), k), np.inf, dtype=np.float32)
     table[placed], gaps[placed] = placed[indices], distances
+    # A neighbour at distance zero would not be stored, and its cell would lack one.
+    stored = np.where(table < 0, 0, np.maximum(gaps, SMALLEST)).astype(np.float32)
     result = _record.Result(
         method="bc_neighbors",
         obsp={
             "{k}_connectivities": graph.fuzzy_union(table, gaps),
-            "{k}_distances": graph.table_matrix(table, np.where(table < 0, 0, gaps).astype(np.float32), len(x)),
+            "{k}_distances": graph.table_matrix(table, stored, len(x)),
         },
         uns={
             "connectivities_key": f"{key_added}_connectivities",
@@ -119,6 +124,7 @@ def bc_neighbors(
                 "random_state": seed,
             },
             "ranked_by": metric,
+            "floored_share": floored,
             "provenance": _record.provenance(
                 method="bc_neighbors",
                 seed=seed,

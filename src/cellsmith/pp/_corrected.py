@@ -18,8 +18,8 @@ CELLS_AT_ONCE = 5_000  # whose candidates are measured together: bounds the memo
 
 def rank_by_corrected_distance(
     adata: Any, block: Mapping[str, Any], placed: np.ndarray, *, indices: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k candidates at the smallest corrected distance, and these distances.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the k candidates at the smallest corrected distance, these distances, and the share that was floored.
 
     Parameters
     ----------
@@ -30,13 +30,14 @@ def rank_by_corrected_distance(
     placed
         (m,) numbers of the cells with an embedding.
     indices
-        (m, c) candidates, as positions in ``placed``.
+        (m, c) candidates, as positions in ``placed``, nearest in the embedding first.
     k
         How many to keep.
 
     Returns
     -------
-    Positions in ``placed`` and distances (the root of Eq. 8), both (m, k), by ascending distance; ties by position.
+    Positions in ``placed`` and distances (the root of Eq. 8), both (m, k), by ascending distance. Where the noise made
+    several squares negative, so that they were floored at 0, the embedding decides between them.
 
     Raises
     ------
@@ -52,16 +53,18 @@ def rank_by_corrected_distance(
         )
     chosen = np.empty((len(placed), k), dtype=np.int64)
     distances = np.empty((len(placed), k), dtype=np.float32)
+    floored = 0.0
     for start in range(0, len(placed), CELLS_AT_ONCE):
         part = slice(start, min(start + CELLS_AT_ONCE, len(placed)))
-        candidates = np.sort(indices[part], axis=1)
+        candidates = indices[part]
         own = np.repeat(inside[part], candidates.shape[1])
-        squared, _ = gram.corrected_distances(operator, np.column_stack([own, inside[candidates].ravel()]))
+        squared, share = gram.corrected_distances(operator, np.column_stack([own, inside[candidates].ravel()]))
+        floored += share * len(candidates) / len(placed)
         squared = squared.reshape(candidates.shape)
         order = np.argsort(squared, axis=1, kind="stable")[:, :k]
         chosen[part] = np.take_along_axis(candidates, order, axis=1)
         distances[part] = np.sqrt(np.take_along_axis(squared, order, axis=1))
-    return chosen, distances
+    return chosen, distances, floored
 
 
 def _operator(adata: Any, block: Mapping[str, Any]) -> tuple[gram.Operator, np.ndarray]:

@@ -144,6 +144,14 @@ def test_empty_cells_and_features_leave_the_rest_unchanged(simulated: Simulate, 
     assert len(model.results().uns["provenance"]["warnings"]) == 2
 
 
+def test_the_published_probabilities_refuse_empty_cells_and_features(simulated: Simulate, fitted: Fit) -> None:
+    for rows, columns, text in ((5, slice(None), "1 cells .*'5'"), (slice(None), 5, "1 features .*'g5'")):
+        adata = small(simulated)
+        adata.X[rows, columns] = np.nan
+        with pytest.raises(SetupError, match=f'rank1-legacy" divides by zero for {text}'):
+            fitted(adata, prob="rank1-legacy")
+
+
 def test_more_components_than_positive_eigenvalues(simulated: Simulate, fitted: Fit) -> None:
     adata = small(simulated)
     with pytest.raises(SetupError, match=r"(\d+) positive eigenvalues; n_latent must be <= \1\b"):

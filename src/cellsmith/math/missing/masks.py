@@ -148,7 +148,7 @@ def read_blocks(
 
 def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.bool_] | None) -> gram.Block:
     if isinstance(mask, Pattern):
-        weights = checked_weights(mask.rows.read(start, stop), mask.where, start, stop)
+        weights = checked_weights(mask.rows.read(start, stop), mask.where, start=start, stop=stop)
         return _patterned(x, weights, mask.marks, absent=absent)
     if mask == "zero":
         values = x.copy() if sp.issparse(x) else sp.csr_matrix(np.where(_known(absent, x), x, 0.0))
@@ -170,8 +170,18 @@ def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.
     return gram.missing_block(x, gone)
 
 
-def checked_weights(m: Any, where: str, start: int, stop: int) -> Any:
-    """Return weights (stop - start, D), dense or CSR, or raise `SetupError` if one is outside [0, 1]."""
+def checked_weights(m: Any, where: str, *, start: int, stop: int) -> Any:
+    """Return weights as they are, or raise `SetupError` if one is outside [0, 1].
+
+    Parameters
+    ----------
+    m
+        (stop - start, D), dense or CSR.
+    where
+        How the message calls them.
+    start, stop
+        Which rows they are, for the message.
+    """
     data = m.data if sp.issparse(m) else m
     if data.size and not (data.min() >= 0 and data.max() <= 1):
         wrong = data[~((data >= 0) & (data <= 1))].flat[0]

@@ -156,7 +156,13 @@ def chunk_bounds(rows: Rows, chunk_size: int | None = None, *, memory: int = CHU
 
 
 def whole(rows: Rows) -> Any:
-    """Return all rows at once: an ndarray or a CSR matrix ``(n, D)``."""
+    """Return all rows at once: an ndarray or a CSR matrix ``(n, D)``.
+
+    Parameters
+    ----------
+    rows
+        Reader of the matrix.
+    """
     parts = [rows.read(start, stop) for start, stop in chunk_bounds(rows)]
     if len(parts) == 1:
         return parts[0]

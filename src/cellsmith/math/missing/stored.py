@@ -8,13 +8,22 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith._errors import SetupError, nearest
 from cellsmith.math import gram
 
 __all__ = ["describe_probability", "stored_probability"]
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
-MODELS = ("logistic", "rank1", "rank1-clipped", "grouped", "covariates")
+
+# Names by which users meet the arrays; those of covariates are words already.
+_NAMES = {
+    "logistic": {"scalars": "a", "features": "b"},
+    "rank1": {"scalars": "r", "features": "c"},
+    "product": {"scalars": "r", "features": "c"},
+}
+_AXES = {
+    **dict.fromkeys(("a", "r", "groups", "cell_design", "cell_slopes"), "cells"),
+    **dict.fromkeys(("b", "c", "table", "feature_design", "feature_slopes"), "features"),
+}
 
 
 def describe_probability(probability: gram.Probability) -> tuple[str, dict[str, npt.NDArray[Any]], dict[str, str]]:
@@ -27,31 +36,18 @@ def describe_probability(probability: gram.Probability) -> tuple[str, dict[str, 
 
     Returns
     -------
-    ``"logistic"`` (a (n,), b (D,)), ``"rank1"`` (r (n,), c (D,), level), ``"rank1-clipped"`` (r (n,), c (D,) over
-    their mean), ``"grouped"`` (groups (n,), table (groups, D)), ``"covariates"`` (two designs and two slopes), or
-    ``"given"`` without arrays; the arrays; and array name -> ``"cells"`` or ``"features"``.
+    ``"logistic"`` (a (n,), b (D,)), ``"product"`` (rank one: r (n,), c (D,), level), ``"rank1"`` (clipped: r (n,),
+    c (D,) over their mean), ``"grouped"`` (groups (n,), table (D, groups)), ``"covariates"`` (two designs, two slopes),
+    or ``"given"`` without arrays; the arrays; and array name -> ``"cells"`` or ``"features"``.
     """
-    if isinstance(probability, gram.ScalarProbability):
-        names = ("a", "b") if probability.kind == "logistic" else ("r", "c")
-        kind = "logistic" if probability.kind == "logistic" else "rank1-clipped"
-        arrays = dict(zip(names, (probability.scalars, probability.features), strict=True))
-        return kind, arrays, {names[0]: "cells", names[1]: "features"}
-    if isinstance(probability, gram.Rank1Probability):
-        arrays = {"r": probability.row_rates, "c": probability.col_rates, "level": np.array(probability.level)}
-        return "rank1", arrays, {"r": "cells", "c": "features"}
-    if isinstance(probability, gram.GroupedProbability):
-        return (
-            "grouped",
-            {"groups": probability.groups, "table": probability.table.T},
-            {
-                "groups": "cells",
-                "table": "features",
-            },
-        )
-    if isinstance(probability, gram.CovariateProbability):
-        axes = {"cell_design": "cells", "cell_slopes": "cells", "feature_design": "features"}
-        return "covariates", probability.state(), {**axes, "feature_slopes": "features"}
-    return "given", {}, {}
+    state = probability.state()
+    if not state:
+        return "given", {}, {}
+    names = _NAMES.get(probability.kind, {})
+    arrays = {names.get(name, name): value for name, value in state.items()}
+    if "table" in arrays:
+        arrays["table"] = arrays["table"].T
+    return probability.kind, arrays, {name: _AXES[name] for name in arrays if name in _AXES}
 
 
 def stored_probability(kind: str, arrays: Arrays) -> gram.Probability:
@@ -62,24 +58,15 @@ def stored_probability(kind: str, arrays: Arrays) -> gram.Probability:
     kind
         As returned there.
     arrays
-        As returned there.
+        As returned there, each (n, ...) or (D, ...).
 
     Raises
     ------
     SetupError
         For another kind, such as ``"given"``: probabilities of the caller's are not kept.
     """
-    if kind not in MODELS:
-        raise SetupError(f"The probabilities are {kind!r} and were not kept. {nearest(kind, MODELS)}")
-    if kind == "grouped":
-        return gram.GroupedProbability(np.asarray(arrays["groups"], dtype=np.int64), np.asarray(arrays["table"]).T)
-    floats = {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items()}
-    if kind == "logistic":
-        return gram.ScalarProbability("logistic", floats["a"], floats["b"])
-    if kind == "rank1-clipped":
-        return gram.ScalarProbability("rank1", floats["r"], floats["c"])
-    if kind == "rank1":
-        return gram.Rank1Probability(floats["r"], floats["c"], float(floats["level"]))
-    return gram.CovariateProbability(
-        floats["cell_design"], floats["feature_design"], floats["cell_slopes"], floats["feature_slopes"]
-    )
+    names = {theirs: ours for ours, theirs in _NAMES.get(kind, {}).items()}
+    state = {names.get(name, name): np.asarray(value) for name, value in arrays.items()}
+    if "table" in state:
+        state["table"] = state["table"].T
+    return gram.probability_from_state(kind, state)

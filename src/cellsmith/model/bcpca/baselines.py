@@ -73,7 +73,7 @@ def compare(job: Job, part: Part, *, outcome: Outcome) -> Comparison:
         shared = min(k, axes.scores.shape[1])
         angles.append(gram.sin_theta(found.scores[:, :shared], axes.scores[:, :shared]))
         job.fit.log("compare/sin_theta", angles[-1])
-        fitted[name] = spectrum.thinned(job, part, operator, axes.eigen, kind=name, share=HELD_OUT)(rest)[0]
+        fitted[name] = spectrum.thinned(job, part, operator, eigen=axes.eigen, kind=name, share=HELD_OUT)(rest)[0]
     how = {"means": part.stats.means, "dtype": np.dtype(job.options["dtype"])}
     errors = [missing.embedding_error(held, scores, **how) for scores in fitted.values()]
     return Comparison(embeddings, {"name": ["bc", *names], "sin_theta": angles, "heldout_error": errors})
@@ -100,7 +100,7 @@ def _baseline(part: Part, blocks: gram.CentredBlocks, name: str) -> gram.Operato
 def _own_scores(job: Job, part: Part, outcome: Outcome, *, held: gram.HeldOut, rest: gram.CentredBlocks) -> np.ndarray:
     """Return the scores of the result's own method, fitted without the held-out entries."""
     first = outcome.start or outcome
-    fit = spectrum.thinned(job, part, first.operator, first.axes.eigen, share=HELD_OUT)
+    fit = spectrum.thinned(job, part, first.operator, eigen=first.axes.eigen, share=HELD_OUT)
     scores, loadings = fit(rest)
     if outcome.start is None:
         return scores

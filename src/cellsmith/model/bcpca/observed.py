@@ -86,13 +86,16 @@ def select(job: Job) -> tuple[Part, gram.Stats, int]:
     Raises
     ------
     SetupError
-        If an observed entry is not finite, fewer than two cells remain, or groups of cells share no feature.
+        If an observed entry is not finite, fewer than two cells remain, groups of cells share no feature, or the
+        published probabilities meet a cell or feature without data.
     """
     job.fit.step("statistics")
     everything = gram.observed_stats(job.source.blocks)
     job.fit.log("statistics/observed_rate", everything.observed_rate)
     if everything.observed_rate == 1.0:
         logger.info("No entry is missing: the embedding is that of PCA.")
+    if isinstance(job.options["prob"], str) and job.options["prob"] == "rank1-legacy":
+        _refuse_empty(job, everything)
     part = _live(job, everything, everything.live_cells)
     job.fit.step("probability")
     part = fitted(job, part)
@@ -103,6 +106,19 @@ def select(job: Job) -> tuple[Part, gram.Stats, int]:
     for error in getattr(part.probability, "history", ()):
         job.fit.log("probability/margin_error", error)
     return part, everything, int(low.sum())
+
+
+def _refuse_empty(job: Job, everything: gram.Stats) -> None:
+    """Raise where the published form divides by zero: parity with NaN is pointless."""
+    for what, live, names in (
+        ("cells", everything.live_cells, job.source.names),
+        ("features", everything.live_features, job.source.features),
+    ):
+        if not live.all():
+            raise SetupError(
+                f'prob="rank1-legacy" divides by zero for {int((~live).sum())} {what} without an observed entry '
+                f'(first: {_first(names[~live])}). Remove them, or type prob="logistic".'
+            )
 
 
 def _live(job: Job, everything: gram.Stats, cells: np.ndarray) -> Part:

@@ -78,7 +78,7 @@ def _prime(job: Job, part: Part, *, operator: gram.Operator, found: Axes) -> Out
         found.loadings,
         seed=job.fit.streams.integer("split"),
         share=HELD_OUT,
-        fit=spectrum.thinned(job, part, operator, found.eigen, share=HELD_OUT),
+        fit=spectrum.thinned(job, part, operator, eigen=found.eigen, share=HELD_OUT),
         dtype=np.dtype(job.options["dtype"]),
         keep=job.source.in_memory,
         step=_logged(job, changes),

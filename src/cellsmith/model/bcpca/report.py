@@ -130,7 +130,7 @@ def _spread(answer: Answer) -> dict[str, Any]:
     for name, value in arrays.items():
         value = np.asarray(value)
         if name not in axes:
-            out[name] = float(value)
+            out[name] = float(value.reshape(-1)[0])
             continue
         chosen = answer.in_fit if axes[name] == "cells" else answer.live
         whole = np.full((len(chosen), *value.shape[1:]), np.nan)

@@ -111,7 +111,7 @@ def keep_mask(adata: Any, mask: Any, *, name: str = MASK_LAYER) -> str:
 
 
 def _checked(m: Any, start: int, stop: int) -> np.ndarray:
-    return missing.dense(missing.checked_weights(m, "mask", start, stop))
+    return missing.dense(missing.checked_weights(m, "mask", start=start, stop=stop))
 
 
 def open_source(

@@ -132,7 +132,7 @@ def axes_of(part: Part, operator: gram.Operator, eigen: gram.Eigen, *, kind: str
 
 
 def thinned(
-    job: Job, part: Part, operator: gram.Operator, eigen: gram.Eigen, *, kind: str = "bc", share: float
+    job: Job, part: Part, operator: gram.Operator, *, eigen: gram.Eigen, kind: str = "bc", share: float
 ) -> Callable[[gram.CentredBlocks], tuple[np.ndarray, np.ndarray]]:
     """Return the fit of the same method to data without a share of the entries: Z -> scores, loadings.
 
