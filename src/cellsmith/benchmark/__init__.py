@@ -5,5 +5,10 @@ from __future__ import annotations
 from cellsmith._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
-    __name__, {"annotation": "._annotation.compare", "synthesis": "._synthesis.quality"}
+    __name__,
+    {
+        "annotation": "._annotation.compare",
+        "missingness": "._missingness.compare",
+        "synthesis": "._synthesis.quality",
+    },
 )

@@ -24,6 +24,7 @@ logger = logging.getLogger("cellsmith")
 TOPICS = {
     "synthesis": "write new cells: SCLD",
     "annotation": "refine the scores of a classifier: GRIT",
+    "missingness": "embed cells with missing entries: BC-PCA",
 }
 """Topic -> what its line of the help says; the code is in ``_<topic>/command.py``."""
 
