@@ -47,6 +47,11 @@ def _normal(rng: np.random.Generator, size: tuple[int, ...]) -> npt.NDArray[np.f
     return rng.standard_normal(size, dtype=np.float32)
 
 
+def _scores(rng: np.random.Generator, n_rows: int) -> npt.NDArray[np.float32]:
+    """Return u, the first that is drawn of a block."""
+    return _normal(rng, (n_rows, N_FACTORS)) * np.linspace(2.0, 0.6, N_FACTORS, dtype=np.float32)
+
+
 def synthetic_block(number: int, n_rows: int = BLOCK) -> tuple[Any, npt.NDArray[np.float32]]:
     """Draw one block of cells: 8.4 % observed, depth log-normal with a spread of 1.
 
@@ -66,7 +71,7 @@ def synthetic_block(number: int, n_rows: int = BLOCK) -> tuple[Any, npt.NDArray[
     """
     rates, means, loadings = _features()
     rng = Streams(0).numpy("speed, cells", number)
-    u = _normal(rng, (n_rows, N_FACTORS)) * np.linspace(2.0, 0.6, N_FACTORS, dtype=np.float32)
+    u = _scores(rng, n_rows)
     depth = np.exp(rng.normal(0.0, 1.0, n_rows)).astype(np.float32)
     # 1.09 makes up for what clipping takes
     p = np.clip(1.09 * RATE * np.outer(depth / np.float32(np.exp(0.5)), rates), 0.0, 0.95)
@@ -118,8 +123,9 @@ def write_cells(path: Path, n: int) -> None:
 
 def true_axes(n: int) -> npt.NDArray[np.float32]:
     """Return the centred u of the first n cells, (n, 10)."""
-    u = np.concatenate([synthetic_block(b, min(BLOCK, n - s))[1] for b, s in enumerate(range(0, n, BLOCK))])
-    return u - u.mean(axis=0)
+    starts = enumerate(range(0, n, BLOCK))
+    u = np.concatenate([_scores(Streams(0).numpy("speed, cells", b), min(BLOCK, n - s)) for b, s in starts])
+    return np.asarray(u - u.mean(axis=0))
 
 
 def _memory(field: str) -> float:
