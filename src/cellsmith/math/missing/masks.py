@@ -151,14 +151,16 @@ def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.
         weights = checked_weights(mask.rows.read(start, stop), mask.where, start=start, stop=stop)
         return _patterned(x, weights, mask.marks, absent=absent)
     if mask == "zero":
-        values = x.copy() if sp.issparse(x) else sp.csr_matrix(np.where(_known(absent, x), x, 0.0))
+        values = x if sp.issparse(x) else sp.csr_matrix(np.where(_known(absent, x), x, 0.0))
         if np.isnan(values.data).any():
             row = int(np.searchsorted(values.indptr, np.flatnonzero(np.isnan(values.data))[0], side="right")) - 1
             raise SetupError(
                 f'mask="zero" found NaN in row {start + row}; expected values without NaN. '
                 'Type mask="nan", or fill what should be a zero.'
             )
-        values.eliminate_zeros()
+        if not values.data.all():
+            values = values.copy()
+            values.eliminate_zeros()
         return gram.observed_block(values, _ones_like(values))
     if not sp.issparse(x):
         return gram.dense_block(x, None if mask == "nan" else _known(absent, x))

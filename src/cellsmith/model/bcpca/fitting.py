@@ -26,7 +26,7 @@ OPTIONS = (
 )
 MAX_ITER = 50
 NOT_AT_RANDOM = 0.3  # correlation of rate and mean above which Eq. 4 is in doubt
-N_PAIRS = 10_000
+N_PAIRS = 2_000  # random pairs of cells whose effective overlap is reported
 
 
 @dataclass(frozen=True)
