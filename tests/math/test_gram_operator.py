@@ -395,3 +395,28 @@ class TestDiagnostics:
             found = gram.diagnose(stats, gram.fit_logistic(stats.row_counts, stats.col_counts), min_overlap=1e3)
         assert found.rate_mean_correlation > 0.9
         assert found.below_min == 200
+
+
+def test_many_cells_stay_implicit():
+    """20,000 cells: an n x n array would take 3.2 GB, the input takes 5 MB."""
+    import tracemalloc
+
+    r = rng(0)
+    u, v = r.normal(size=(20_000, 2)) * [2, 1.5], r.normal(size=(200, 2))
+    rows, features = np.nonzero(r.random((20_000, 200)) < r.uniform(0.05, 0.25, (20_000, 1)))
+    values = 1 + np.einsum("ek,ek->e", u[rows], v[features]) + r.normal(size=rows.size)
+    x = sp.csr_matrix((values.astype(np.float32), (rows, features)), shape=(20_000, 200))
+    del rows, features, values
+    tracemalloc.start()
+    blocks = gram.row_blocks(gram.observed_block(x))
+    stats = gram.observed_stats(blocks)
+    blocks = gram.select_blocks(blocks, cells=stats.live_cells)
+    stats = gram.observed_stats(blocks)
+    p = gram.fit_logistic(stats.row_counts, stats.col_counts)
+    z = gram.centred_blocks(blocks, stats.means, keep=True)
+    operator = gram.gram_operator(z, gram.overlap_factors(p, generator=rng(1)), p.row_sums)
+    eigen = gram.top_eigenpairs(operator, 2, generator=rng(2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert gram.sin_theta(eigen.vectors, u[x.getnnz(1) > 0]) < 0.45
+    assert peak < 150e6
