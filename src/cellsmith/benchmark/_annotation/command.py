@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> Path:
         files = options.files or [*transfer.FILES, transfer.FEW]
         transfer.transfer(files, options.seeds, directory=directory, store=store, chosen=chosen)
         if transfer.FEW in files:
-            transfer.unknown_real(options.seeds, directory=directory, store=store)
+            transfer.unknown_real(range(confidence.UNKNOWN_SEEDS), directory=directory, store=store)
     if "guarantee" in options.parts:
         guarantee.guarantee(guarantee.weak_case(directory), store=store, draws=options.draws)
     if "queries" in options.parts:
