@@ -36,7 +36,7 @@ def subspace_error(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 
     Returns
     -------
-    sin-theta = sqrt((k - |Q^T V|_F^2) / k): 0 for the same space, 1 for orthogonal ones.
+    sin-theta, ``sqrt((k - |Q^T V|_F^2) / k)``: 0 for the same space, 1 for orthogonal ones.
 
     Raises
     ------

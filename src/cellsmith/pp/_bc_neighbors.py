@@ -104,36 +104,31 @@ def bc_neighbors(
         indices, distances, floored = rank_by_corrected_distance(adata, block, placed, indices=indices, k=k)
     table, gaps = np.full((len(x), k), -1, dtype=np.int64), np.full((len(x), k), np.inf, dtype=np.float32)
     table[placed], gaps[placed] = placed[indices], distances
-    # A neighbour at distance zero would not be stored, and its cell would lack one.
-    stored = np.where(table < 0, 0, np.maximum(gaps, SMALLEST)).astype(np.float32)
-    result = _record.Result(
-        method="bc_neighbors",
-        obsp={
-            "{k}_connectivities": graph.fuzzy_union(table, gaps),
-            "{k}_distances": graph.table_matrix(table, stored, len(x)),
-        },
-        uns={
-            "connectivities_key": f"{key_added}_connectivities",
-            "distances_key": f"{key_added}_distances",
-            # The words of scanpy: what its functions find here they hand on to umap.
-            "params": {
-                "n_neighbors": int(n_neighbors),
-                "method": "umap",
-                "metric": "euclidean",
-                "use_rep": f"X_{key}",
-                "random_state": seed,
-            },
-            "ranked_by": metric,
-            "floored_share": floored,
-            "provenance": _record.provenance(
-                method="bc_neighbors",
-                seed=seed,
-                n_obs=adata.n_obs,
-                var_names=adata.var_names,
-                inputs={"key": key, "metric": metric},
-            ),
-        },
+    # The words of scanpy: what its functions find here they hand on to umap.
+    params = {"n_neighbors": int(n_neighbors), "method": "umap", "metric": "euclidean"}
+    inputs = {"key": key, "metric": metric}
+    record = _record.provenance(
+        method="bc_neighbors", seed=seed, n_obs=adata.n_obs, var_names=adata.var_names, inputs=inputs
     )
+    block = {
+        "connectivities_key": f"{key_added}_connectivities",
+        "distances_key": f"{key_added}_distances",
+        "params": {**params, "use_rep": f"X_{key}", "random_state": seed},
+        "ranked_by": metric,
+        "floored_share": floored,
+        "provenance": record,
+    }
+    result = _record.Result(method="bc_neighbors", obsp=_matrices(table, gaps), uns=block)
     target = adata.copy() if copy else adata
     _record.write(target, key_added, result)
     return target if copy else None
+
+
+def _matrices(table: np.ndarray, gaps: np.ndarray) -> dict[str, Any]:
+    """Return both matrices of a table of neighbours (n, k), in which -1 stands for none."""
+    # A neighbour at distance zero would not be stored, and its cell would lack one.
+    stored = np.where(table < 0, 0, np.maximum(gaps, SMALLEST)).astype(np.float32)
+    return {
+        "{k}_connectivities": graph.fuzzy_union(table, gaps),
+        "{k}_distances": graph.table_matrix(table, stored, len(table)),
+    }
