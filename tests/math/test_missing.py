@@ -181,5 +181,8 @@ def test_the_better_space_predicts_held_out_entries_better() -> None:
         for scores in (u + 0.1 * generator.normal(size=u.shape), u + generator.normal(size=u.shape), 3 * u[:, ::-1])
     )
     assert near < far
+    half = missing.embedding_error(held, u, means=means, most_features=40)
+    assert half == pytest.approx(turned, rel=0.05)
+    assert half != turned
     assert turned == pytest.approx(missing.embedding_error(held, u, means=means), rel=1e-6)
     assert 0.95 < turned < 1.1
