@@ -393,7 +393,7 @@ def test_page_is_written_from_the_tables(tmp_path):
     assert "### klein_mes_1k, logistic (seeds 0, 1, 2)" in page
     assert "| protocol R, logistic | ARI minus mean-impute +0.020" in page
     assert "**FAIL**" in page
-    assert "seeds: complete 0, 1, 2, 3, 4" in page
+    assert "klein_mes_1k, all masks, seeds 0, 1, 2, 3, 4: complete" in page
     assert "python -m cellsmith.benchmark missingness" in page
 
 

@@ -162,19 +162,28 @@ def _speed(results: Tables) -> str:
     return f"{table}\n\n{_grid(['quantity', 'value', ''], more)}"
 
 
+def _short(results: Tables, file: str) -> list[str]:
+    """List columns with missing seeds of one file; masks that miss the same stand together."""
+    missing: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in COLUMNS:
+        per_mask: dict[str, list[str]] = {}
+        for mechanism in masks.MECHANISMS:
+            have = results.of_seed(f"{TASK}, {mechanism}, ", name, "sin_theta", file=file)
+            seeds = sorted(set(SEEDS) - {int(s) for s in have.index.get_level_values("seed")})
+            if seeds:
+                per_mask.setdefault(", ".join(map(str, seeds)), []).append(mechanism)
+        for seeds_text, found in per_mask.items():
+            missing.setdefault(tuple(found), {}).setdefault(seeds_text, []).append(name)
+    out = []
+    for found, by_seeds in missing.items():
+        where = "all masks" if len(found) == len(masks.MECHANISMS) else ", ".join(found)
+        out += [f"{where}, seeds {seeds}: {', '.join(names)}" for seeds, names in by_seeds.items()]
+    return out
+
+
 def _absent(results: Tables) -> str:
     """List what the protocol asks for and the tables do not have."""
-    lines = []
-    for file in (*FILES, RARE):
-        for mechanism in masks.MECHANISMS:
-            short = []
-            for name in COLUMNS:
-                have = results.of_seed(f"{TASK}, {mechanism}, ", name, "sin_theta", file=file)
-                missing = sorted(set(SEEDS) - {int(s) for s in have.index.get_level_values("seed")})
-                if missing:
-                    short.append(f"{name} {', '.join(map(str, missing))}")
-            if short:
-                lines.append(f"* protocol R, {file}, {mechanism}, seeds: {'; '.join(short)}")
+    lines = [f"* protocol R, {file}, {text}" for file in (*FILES, RARE) for text in _short(results, file)]
     lines += [f"* {bar.check}" for bar in BARS if mark(bar, bar.measure(results)) == "not run"]
     lines += ["* the released programs primePCA and softImpute (both in R): the peers follow their published equations"]
     return "\n".join([*lines, "* anything on an accelerator, or on a cluster of workers"])
