@@ -25,7 +25,7 @@ def dense(operator: gram.Operator) -> np.ndarray:
 
 
 class TestUnbiased:
-    """E G = K for exchangeable features, entry by entry, diagonal included (section 4.3 and 4.4).
+    """E G = K for exchangeable features, entry by entry, diagonal included (Eq. 3 and 4).
 
     A matrix of ``EACH`` times D features whose probabilities repeat is the mean of ``EACH`` data sets of D features.
     """

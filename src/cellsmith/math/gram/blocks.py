@@ -48,7 +48,7 @@ class Block(ABC):
 
     @abstractmethod
     def centred(self, means: npt.NDArray[Any], *, dtype: Any = np.float32) -> Centred:
-        """Z = M * (Y - 1 mu^T), zero where missing (section 4.1), for ``means`` mu of shape (D,)."""
+        """Z = M * (Y - 1 mu^T), zero where missing (Eq. 1), for ``means`` mu of shape (D,)."""
 
     @abstractmethod
     def without(self, rows: npt.NDArray[np.int64], features: npt.NDArray[np.int64]) -> Block:
@@ -123,7 +123,7 @@ def select_blocks(
 def centred_blocks(
     blocks: Blocks, means: npt.NDArray[Any], *, dtype: Any = np.float32, keep: bool = False
 ) -> CentredBlocks:
-    """Z of every block (section 4.1).
+    """Z of every block (Eq. 1).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Z = M * (Y - 1 mu^T) of consecutive cells as an operator that never becomes dense (section 4.11).
+"""Z = M * (Y - 1 mu^T) of consecutive cells as an operator that never becomes dense (Eq. 11).
 
 Three stores: CSR where most entries are missing; CSR plus one rank where few are; an array for dense input.
 """

@@ -1,4 +1,4 @@
-"""Logistic model of the mask with covariates of cells and features (section 4.7)."""
+"""Logistic model of the mask with covariates of cells and features (Eq. 7)."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def diagnose(stats: Stats, probability: Probability, *, min_overlap: float = 10.
         Mean effective overlap, in features, below which a cell is counted.
     warn
         Warn when the observed share of features follows their mean: entries then look missing because of their value,
-        which breaks the estimator (section 4.4).
+        which breaks the estimator (Eq. 4).
     """
     c = stats.observed_rate
     spread = max(c * (1 - c), 1e-12)

@@ -252,7 +252,7 @@ def spectrum_mass(
 
 
 def frobenius_norm(operator: Operator, *, generator: np.random.Generator, n_probes: int = 10) -> float:
-    """|G|_F, estimated from random sign vectors w (section 4.10): E |G w|^2 = |G|_F^2.
+    """|G|_F, estimated from random sign vectors w (Eq. 10): E |G w|^2 = |G|_F^2.
 
     Parameters
     ----------

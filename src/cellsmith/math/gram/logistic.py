@@ -1,4 +1,4 @@
-"""p_id = sigmoid(a_i + b_d) from the margins of the mask: alternating Newton (section 4.7)."""
+"""p_id = sigmoid(a_i + b_d) from the margins of the mask: alternating Newton (Eq. 7)."""
 
 from __future__ import annotations
 

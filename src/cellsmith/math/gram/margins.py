@@ -1,4 +1,4 @@
-"""Fitting the simpler models of the mask, taking one over, and restoring a stored one (section 4.7)."""
+"""Fitting the simpler models of the mask, taking one over, and restoring a stored one (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 
 def fit_rank1(stats: Stats, *, legacy: bool = False) -> Rank1Probability | ScalarProbability:
-    """p_id = r_i c_d / c from the margins (section 4.7).
+    """p_id = r_i c_d / c from the margins (Eq. 7).
 
     Parameters
     ----------

@@ -121,13 +121,13 @@ def gram_operator(
 
 
 def mean_operator(blocks: CentredBlocks) -> Operator:
-    """Gram of mean imputation, Z Z^T / D: the same operator with u = 1 and delta = 0 (section 4.6)."""
+    """Gram of mean imputation, Z Z^T / D: the same operator with u = 1 and delta = 0 (Eq. 6)."""
     squares, _, n_features, _ = _norms(blocks)
     return gram_operator(blocks, mean_factors(squares.size, n_features))
 
 
 def pairwise_operator(blocks: CentredBlocks, counts: Array) -> Operator:
-    """Z Z^T / max(M M^T, 1): each pair divided by the features that both observed (section 4.6).
+    """Z Z^T / max(M M^T, 1): each pair divided by the features that both observed (Eq. 6).
 
     Parameters
     ----------

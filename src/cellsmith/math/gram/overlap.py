@@ -1,4 +1,4 @@
-"""1 / N_ij as a short sum of products, so that dividing by the overlap stays implicit (section 4.9 and 4.10)."""
+"""1 / N_ij as a short sum of products, so that dividing by the overlap stays implicit (Eq. 9 and 10)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Factors:
 
 
 def mean_factors(n: int, n_features: int) -> Factors:
-    """Factors that divide by the number of features only: Z Z^T / D, the Gram of mean imputation (section 4.6)."""
+    """Factors that divide by the number of features only: Z Z^T / D, the Gram of mean imputation (Eq. 6)."""
     return Factors(np.ones((n, 1)), np.array([1.0 / n_features]), 0.0, "mean")
 
 

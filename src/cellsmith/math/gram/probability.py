@@ -1,4 +1,4 @@
-"""Models of the probability p_id that an entry is observed (section 4.7), and what the estimator asks of them."""
+"""Models of the probability p_id that an entry is observed (Eq. 7), and what the estimator asks of them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Probability(ABC):
 
     @property
     def mean_overlap(self) -> Array:
-        """Mean over the other cells j of N_ij = sum_d p_id p_jd, (n,), in features (section 4.5)."""
+        """Mean over the other cells j of N_ij = sum_d p_id p_jd, (n,), in features (Eq. 5)."""
         return self.overlap_with(self._sums[2]) if self.n_cells > 1 else np.zeros(self.n_cells)
 
     def overlap_with(self, col_sums: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Scores of a cell from what it observed: regression on the loadings of its observed features (section 4.17)."""
+"""Scores of a cell from what it observed: regression on the loadings of its observed features (Eq. 17)."""
 
 from __future__ import annotations
 

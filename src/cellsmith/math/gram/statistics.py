@@ -73,7 +73,7 @@ class Stats:
 
 
 def observed_stats(blocks: Blocks) -> Stats:
-    """Return counts and means over the observed entries (section 4.1), in one pass.
+    """Return counts and means over the observed entries (Eq. 1), in one pass.
 
     Parameters
     ----------

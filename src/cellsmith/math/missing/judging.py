@@ -1,4 +1,4 @@
-"""How well an embedding predicts entries that were held out: the label-free score of embeddings (section 6)."""
+"""How well an embedding predicts entries that were held out: the label-free score of embeddings."""
 
 from __future__ import annotations
 

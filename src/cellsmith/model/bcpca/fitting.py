@@ -1,4 +1,4 @@
-"""The fit, step by step: statistics, probability, overlap, eigenpairs, refinement, comparison (section 5)."""
+"""The fit, step by step: statistics, probability, overlap, eigenpairs, refinement, comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What BC-PCA writes: the embedding, what it rests on, and the block of ``.uns`` (section 6)."""
+"""What BC-PCA writes: the embedding, what it rests on, and the block of ``.uns``."""
 
 from __future__ import annotations
 
