@@ -96,7 +96,9 @@ class Fit:
         self.streams, self.max_iter, self.device = streams, max_iter, device
         self._steps, self._position = steps, -1
         self._histories: dict[str, list[float]] = {}
-        self._bar = tqdm(total=len(steps), disable=not progress, delay=1.0, unit="step", leave=False)
+        # `disable` is left out where a bar is wanted, so that tqdm's own switch, TQDM_DISABLE, still works
+        hidden = {} if progress else {"disable": True}
+        self._bar = tqdm(total=len(steps), delay=1.0, unit="step", leave=False, **hidden)
 
     def step(self, name: str) -> None:
         """Say that a step begins; the steps of a fit come in the order in which the model declares them."""
