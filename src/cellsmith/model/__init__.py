@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from cellsmith._lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"BCPCA": ".bcpca.model", "GRIT": ".grit.model", "SCLD": ".scld.model"})
+_CLASSES = {"BCPCA": ".bcpca.model", "GRIT": ".grit.model", "SCLD": ".scld.model"}
+
+__getattr__, __dir__, __all__ = attach(__name__, _CLASSES)
