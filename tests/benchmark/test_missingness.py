@@ -30,6 +30,11 @@ def sizes(n: int, n_features: int) -> tuple[np.ndarray, np.ndarray, np.random.Ge
     return rng.normal(size=(n, n_features)), mechanisms.depth_of(rng.lognormal(5, 1, n)), np.random.default_rng(1)
 
 
+def chances(name: str, n: int, n_features: int) -> np.ndarray:
+    values, depth, rng = sizes(n, n_features)
+    return mechanisms.probabilities(name, values, depth, rng=rng)
+
+
 @pytest.fixture(scope="module")
 def low_rank() -> np.ndarray:
     rng = np.random.default_rng(0)
@@ -60,15 +65,15 @@ def test_mechanism_observes_the_stated_share(name, rate):
     ("name", "rate"), [("homogeneous", 0.30), ("rank-1 observed", 0.36), ("rank-1 missing", 0.51), ("logistic", 0.42)]
 )
 def test_mechanism_of_the_reference_observes_the_stated_share(name, rate):
-    assert mechanisms.probabilities(name, *sizes(900, 900)).mean() == pytest.approx(rate, abs=0.02)
+    assert chances(name, 900, 900).mean() == pytest.approx(rate, abs=0.02)
 
 
 def test_margins_have_the_form_of_their_mechanism():
-    p = mechanisms.probabilities("rank-1 observed", *sizes(40, 30))
+    p = chances("rank-1 observed", 40, 30)
     assert np.linalg.matrix_rank(p) == 1
-    missing = 1.0 - mechanisms.probabilities("rank-1 missing", *sizes(40, 30))
+    missing = 1.0 - chances("rank-1 missing", 40, 30)
     assert np.linalg.matrix_rank(missing) == 1
-    p = mechanisms.probabilities("logistic", *sizes(40, 30))
+    p = chances("logistic", 40, 30)
     logit = np.log(p / (1 - p))
     np.testing.assert_allclose(logit - logit[:1] - logit[:, :1] + logit[0, 0], 0.0, atol=1e-9)
 

@@ -16,7 +16,7 @@ from cellsmith import _record
 from cellsmith._errors import NotTrainedError, SetupError
 from cellsmith._rng import Streams
 from cellsmith.data.fields import cell_fields, check_counts
-from cellsmith.model._fitted import Fit, FittedModel
+from cellsmith.model._fitted import Fit, FittedModel, FittedState
 
 
 class MeanModel(FittedModel):
@@ -145,3 +145,11 @@ def test_set_up_guard_is_that_of_every_model(make: Callable[..., AnnData]) -> No
     adata.X[0, 0] = 0.5
     with pytest.raises(SetupError, match="raw counts"):
         MeanModel.setup_anndata(adata)
+
+
+def test_arrays_of_any_layout_are_kept() -> None:
+    state, values = FittedState(), np.arange(6.0).reshape(3, 2)[::-1]
+    state.keep({"values": values, "number": np.float64(2.0), "flags": np.array([True, False])})
+    np.testing.assert_array_equal(state.values.numpy(), values)
+    assert float(state.number) == 2.0
+    assert state.flags.dtype == torch.bool

@@ -41,7 +41,9 @@ class FittedState(BaseModuleClass):
             delattr(self, name)
         self._values = []
         for name, value in values.items():
-            self.register_buffer(name, torch.as_tensor(value).detach().clone())
+            # torch takes no array with a negative stride, which an embedding sorted by NumPy has
+            tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+            self.register_buffer(name, tensor.detach().clone())
             self._values.append(name)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str, *args: Any) -> None:

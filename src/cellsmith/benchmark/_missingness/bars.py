@@ -77,18 +77,18 @@ def _reference_a(results: Tables) -> Measured | None:
 
 
 def _reference_b(results: Tables) -> Measured | None:
-    found = {f"D = {d}": results.gap(f"B, D = {d}, ", BC, MEAN, "ari").mean for d in SIZES}
+    found = {f"D = {d}": results.gap(f"B, D = {d}, ", BC, MEAN, metric="ari").mean for d in SIZES}
     if not _known(*found.values()):
         return None
     return Measured(f"ARI minus mean: {_listed(found)}", min(found.values()) >= -0.01 - SLACK)
 
 
 def _reference_c(results: Tables) -> Measured | None:
-    gaps = {v: results.gap("C, ", BC, v, "ari").mean for v in (MEAN, LEGACY, COMPLETE)}
-    space = results.gap("C, ", BC, PAIRWISE, "sin_theta").mean
+    gaps = {v: results.gap("C, ", BC, v, metric="ari").mean for v in (MEAN, LEGACY, COMPLETE)}
+    space = results.gap("C, ", BC, PAIRWISE, metric="sin_theta").mean
     if not _known(space, *gaps.values()):
         return None
-    runs = results.gap("C, ", BC, MEAN, "ari").runs
+    runs = results.gap("C, ", BC, MEAN, metric="ari").runs
     text = f"ARI minus {_listed(gaps)}; sin-theta minus pairwise {space:+.3f} ({runs} masks)"
     meets = gaps[MEAN] >= 0.10 - SLACK and gaps[LEGACY] >= 0.03 - SLACK and space <= 0.01 + SLACK
     return Measured(text, meets, gaps[COMPLETE] >= -0.01 - SLACK)
@@ -96,8 +96,8 @@ def _reference_c(results: Tables) -> Measured | None:
 
 def _logistic(results: Tables) -> Measured | None:
     task = _task("logistic")
-    ari = results.per_file(task, BC, MEAN, "ari", FILES)
-    space = {v: results.per_file(task, BC, v, "sin_theta", FILES) for v in (PAIRWISE, LEGACY, ZERO)}
+    ari = results.per_file(task, BC, MEAN, metric="ari", files=FILES)
+    space = {v: results.per_file(task, BC, v, metric="sin_theta", files=FILES) for v in (PAIRWISE, LEGACY, ZERO)}
     if not all(len(part) == len(FILES) for part in (ari, *space.values())):
         return None
     mean, legacy = float(np.mean(list(ari.values()))), float(np.mean(list(space[LEGACY].values())))
@@ -109,7 +109,9 @@ def _logistic(results: Tables) -> Measured | None:
 
 
 def _neighbours(results: Tables) -> Measured | None:
-    found = {v: results.per_file(_task("logistic"), BC, v, "recall", FILES) for v in (ZERO, PAIRWISE, MEAN)}
+    found = {
+        v: results.per_file(_task("logistic"), BC, v, metric="recall", files=FILES) for v in (ZERO, PAIRWISE, MEAN)
+    }
     if not all(len(part) == len(FILES) for part in found.values()):
         return None
     text = "; ".join(f"minus {v}: {_listed(part)}" for v, part in found.items())
@@ -121,7 +123,7 @@ def _over_masks(results: Tables, ours: str, theirs: str, metric: str) -> dict[st
     """Return the paired difference of each file and judged mask."""
     out = {}
     for name in JUDGED:
-        for file, value in results.per_file(_task(name), ours, theirs, metric, FILES).items():
+        for file, value in results.per_file(_task(name), ours, theirs, metric=metric, files=FILES).items():
             out[f"{file}, {name}"] = value
     return out
 
@@ -144,7 +146,7 @@ def _prime(results: Tables) -> Measured | None:
 
 def _homogeneous(results: Tables) -> Measured | None:
     task = _task("homogeneous")
-    space, ari, near = (results.per_file(task, BC, MEAN, m, FILES) for m in ("sin_theta", "ari", "recall"))
+    space, ari, near = (results.per_file(task, BC, MEAN, metric=m, files=FILES) for m in ("sin_theta", "ari", "recall"))
     if not all(len(part) == len(FILES) for part in (space, ari, near)):
         return None
     text = f"minus mean-impute: sin-theta {_listed(space)}; ARI {_listed(ari)}; recall {_listed(near)}"
@@ -156,7 +158,7 @@ def _rare(results: Tables) -> Measured | None:
     found = {}
     for name in JUDGED:
         for theirs in (MEAN, COMPLETE):
-            gap = results.gap(_task(name), BC, theirs, "rare_f1", file=RARE).mean
+            gap = results.gap(_task(name), BC, theirs, metric="rare_f1", file=RARE).mean
             if np.isfinite(gap):
                 found[name, theirs] = gap
     mean, full = ({n: g for (n, t), g in found.items() if t == theirs} for theirs in (MEAN, COMPLETE))

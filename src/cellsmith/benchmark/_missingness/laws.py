@@ -55,7 +55,7 @@ def overlap_error(name: str, seed: int, *, n: int = 1_500, n_features: int = 1_0
     """
     rng = Streams(seed).numpy(f"overlap, {name}")
     shape = np.zeros((n, n_features))
-    p = masks.probabilities(name, shape, np.zeros(n), rng)
+    p = masks.probabilities(name, shape, np.zeros(n), rng=rng)
     if name == "logistic":
         observed = rng.random(p.shape) < p
         probability: gram.Probability = gram.fit_logistic(observed.sum(axis=1), observed.sum(axis=0))

@@ -103,7 +103,7 @@ MECHANISMS: dict[str, Mechanism] = {name: drawn(probability) for name, probabili
 """Mechanism of the protocol on real data -> function."""
 
 
-def probabilities(name: str, values: Values, depth: Values, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def probabilities(name: str, values: Values, depth: Values, *, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Return the probabilities (n, D) of a mechanism of Reference A."""
     return REFERENCE[name](values, depth, rng)
 

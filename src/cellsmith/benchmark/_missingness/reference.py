@@ -46,7 +46,7 @@ def case_a(name: str, seed: int) -> Case:
     values = mean + 0.25 * u @ rng.normal(size=(3, n_features)) + 2.0 * rng.normal(size=(n, n_features))
     depth = np.zeros(n)
     draw = Streams(seed).numpy(f"reference A, {name}")
-    probability = masks.probabilities(name, values, depth, draw)
+    probability = masks.probabilities(name, values, depth, rng=draw)
     observed = draw.random(values.shape) < probability
     complete = Complete(FILE_A, values, depth, axes=u - u.mean(axis=0))
     return Case(f"{A}, {name}", seed, complete, masks.apply_mask(values, observed), probability)

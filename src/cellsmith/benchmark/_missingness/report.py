@@ -69,7 +69,7 @@ def _wide(results: Tables, tasks: Sequence[str], metric: str, *, prefix: str) ->
         cells = []
         for task in tasks:
             found = results.of_seed(task, name, metric)
-            gap = "" if name == BC else f"; {_interval(results.gap(task, BC, name, metric))}"
+            gap = "" if name == BC else f"; {_interval(results.gap(task, BC, name, metric=metric))}"
             spread = f" ± {found.std(ddof=1):.3f}" if len(found) > 1 else ""
             cells.append(f"{number(float(found.mean()))}{spread}{gap}" if len(found) else "-")
         rows.append([name, *cells])
@@ -97,7 +97,7 @@ def _columns(results: Tables, task: str, file: str, sizes: Sequence[int]) -> str
         for metric in metrics:
             each = [results.mean(f"{task}{k} PCs", name, metric, file=file) for k in sizes]
             cells.append(" / ".join(number(v) for v in each))
-        gaps = [results.gap(task, BC, name, m, file=file) for m in ("sin_theta", "ari")]
+        gaps = [results.gap(task, BC, name, metric=m, file=file) for m in ("sin_theta", "ari")]
         taken = results.of_seed(task, name, "accepted", file=file)
         shown = f"{name} (taken in {100 * taken.mean():.0f} %)" if len(taken) else name
         rows.append([shown, *cells, *(["-", "-"] if name == BC else [_interval(g) for g in gaps])])
@@ -137,7 +137,7 @@ def _zeros(results: Tables) -> list[str]:
                 for m in ("observed", *LABELLED)
             }
             cells = [number(get["observed"][0]), *(" / ".join(map(number, get[m])) for m in LABELLED)]
-            gap = results.gap(f"{zeros.TASK}, ", str(name), "PCA", "ari", file=file)
+            gap = results.gap(f"{zeros.TASK}, ", str(name), "PCA", metric="ari", file=file)
             rows.append([str(name), *cells, "-" if name == "PCA" else _interval(gap)])
         head = ["zeros that are missing, method", "observed", *(f"{m.replace('_', ' ')} 10/20" for m in LABELLED)]
         out += [_grid([*head, "minus PCA, ARI"], rows) if rows else "Not run.", ""]

@@ -42,15 +42,15 @@ class Tables(Results):
         found = self.values(task, variant, metric, file=file)
         return found.groupby(level=["file", "seed"]).mean()
 
-    def gap(self, task: str, ours: str, theirs: str, metric: str, *, file: str | None = None) -> Difference:
+    def gap(self, task: str, ours: str, theirs: str, *, metric: str, file: str | None = None) -> Difference:
         """Return ours minus theirs over the runs that both have; components of one seed are averaged first."""
         a, b = (self.values(task, v, metric, file=file) for v in (ours, theirs))
         both = (a - b).dropna().groupby(level=["file", "seed"]).mean()
         return difference(both.to_numpy(dtype=float))
 
-    def per_file(self, task: str, ours: str, theirs: str, metric: str, files: Iterable[str]) -> dict[str, float]:
+    def per_file(self, task: str, ours: str, theirs: str, *, metric: str, files: Iterable[str]) -> dict[str, float]:
         """Return the mean paired difference of each file; files without a run are left out."""
-        found = {file: self.gap(task, ours, theirs, metric, file=file).mean for file in files}
+        found = {file: self.gap(task, ours, theirs, metric=metric, file=file).mean for file in files}
         return {file: value for file, value in found.items() if np.isfinite(value)}
 
     def complete(self, task: str, variant: str, files: Iterable[str], *, seeds: int = 3) -> bool:
