@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def real(
 
 
 def complete_mask(files: Sequence[str], *, directory: Path, store: Store, n_latent: int = 50) -> None:
-    """Compare the door on complete data with scanpy's principal components.
+    """Compare BC-PCA on complete data with scanpy's principal components.
 
     Written are the largest difference of the scores after the signs are matched, over the largest score, and the
     largest entry of L^T L - I of the loadings.
@@ -69,21 +70,24 @@ def complete_mask(files: Sequence[str], *, directory: Path, store: Store, n_late
     import anndata as ad
     import scanpy as sc
 
-    from cellsmith import tl
+    from cellsmith.model import BCPCA
 
     for file in files:
-        if store.has(task="complete mask", file=file):
-            continue
         complete = read(directory, file)
         cells = ad.AnnData(complete.values.astype(np.float64))
-        tl.bcpca(cells, mask="nan", n_latent=n_latent, compare=False, tol=1e-6)
         sc.pp.pca(cells, n_comps=n_latent, svd_solver="full")
-        ours, theirs = (np.asarray(cells.obsm[key], dtype=np.float64) for key in ("X_bcpca", "X_pca"))
-        sign = np.sign((ours * theirs).sum(axis=0))
-        gap = np.abs(ours * sign - theirs).max() / np.abs(theirs).max()
-        loadings = np.asarray(cells.varm["bcpca_loadings"], dtype=np.float64)
-        off = np.abs(loadings.T @ loadings - np.eye(n_latent)).max()
-        head = {"task": "complete mask", "file": file, "seed": 0, "variant": "tl.bcpca"}
-        values = {"scores": gap, "loadings": off}
-        store.add([{**head, "metric": m, "value": v} for m, v in values.items()])
-        logger.info("complete mask, %s: %s", file, values)
+        theirs = np.asarray(cells.obsm["X_pca"], dtype=np.float64)
+        for variant, dtype in (("BCPCA, float32", "float32"), ("BCPCA, float64", "float64")):
+            if store.has(task="complete mask", file=file, variant=variant):
+                continue
+            BCPCA.setup_anndata(cells, mask="nan")
+            model = BCPCA(cells, n_latent=n_latent, compare=False, tol=1e-7, dtype=dtype)
+            model.train(max_iter=300)
+            ours = np.asarray(model.get_latent_representation(), dtype=np.float64)
+            loadings = model.get_loadings().to_numpy(dtype=np.float64)
+            sign = np.sign((ours * theirs).sum(axis=0))
+            values = {
+                "scores": float(np.abs(ours * sign - theirs).max() / np.abs(theirs).max()),
+                "loadings": float(np.abs(loadings.T @ loadings - np.eye(n_latent)).max()),
+            }
+            store.record("complete mask", SimpleNamespace(file=file, seed=0), variant, values)

@@ -157,7 +157,14 @@ def _speed(results: Tables) -> str:
             rows.append([f"{n:,}", prob, *cells, number(ratio), results.detail(f"cpu_s_{prob}_{n}") or "not run"])
     head = ["cells", "p", "CPU-s", "s", "CSR MiB", "MiB extra", "MiB resident", "terms", "sin-theta"]
     table = _grid([*head, "(CSR + extra) / CSR", ""], rows)
-    names = ("dense_s", "implicit_s", "dense_over_implicit", *(f"slope_{prob}" for prob in PROBS))
+    names = (
+        "implicit_s",
+        "dense_s",
+        "dense_over_implicit",
+        "published_s",
+        "published_over_implicit",
+        *(f"slope_{prob}" for prob in PROBS),
+    )
     more = [[n, number(results.quantity(n)), results.detail(n) or "not run"] for n in names]
     return f"{table}\n\n{_grid(['quantity', 'value', ''], more)}"
 
