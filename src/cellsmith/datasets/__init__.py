@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "kang_pbmc": "._kang",
+        "pbmc68k_counts": "._pbmc68k",
         "toy_counts": ".toys",
         "toy_gradient": ".toys",
         "toy_perturbation": ".toys",
