@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cellsmith.benchmark._annotation import confidence, guarantee, queries, toys, transfer
+from cellsmith.benchmark._annotation import blind, confidence, guarantee, queries, toys, transfer
 from cellsmith.benchmark._annotation.choice import label_free
 from cellsmith.benchmark._annotation.compare import run_case
 from cellsmith.benchmark._annotation.laws import laws
@@ -17,8 +17,8 @@ from cellsmith.benchmark._store import SPEED, TASKS, Store
 
 __all__ = ["add_arguments", "run"]
 
-PARTS = ("toys", "transfer", "guarantee", "queries", "laws", "speed")
-NEED_DATA = ("transfer", "guarantee", "queries")
+PARTS = ("toys", "transfer", "blind", "guarantee", "queries", "laws", "speed")
+NEED_DATA = ("transfer", "blind", "guarantee", "queries")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> Path:
         transfer.transfer(files, options.seeds, directory=directory, store=store, chosen=chosen)
         if transfer.FEW in files:
             transfer.unknown_real(range(confidence.UNKNOWN_SEEDS), directory=directory, store=store)
+    if "blind" in options.parts:
+        blind.blind(directory=directory, store=store)
     if "guarantee" in options.parts:
         guarantee.guarantee(guarantee.weak_case(directory), store=store, draws=options.draws)
     if "queries" in options.parts:

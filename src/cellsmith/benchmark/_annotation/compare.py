@@ -26,7 +26,7 @@ __all__ = ["annotation", "run_case"]
 logger = logging.getLogger("cellsmith")
 
 
-def run_case(case: Case, chosen: Mapping[str, Method], *, store: Store) -> None:
+def run_case(case: Case, chosen: Mapping[str, Method], *, store: Store, prefix: str = "") -> None:
     """Run and score methods on one case; rows that exist are skipped.
 
     Parameters
@@ -37,16 +37,19 @@ def run_case(case: Case, chosen: Mapping[str, Method], *, store: Store) -> None:
         Method -> function.
     store
         Where the rows go.
+    prefix
+        Put before the name of the task.
     """
+    task = prefix + case.task
     for name, method in chosen.items():
-        if store.has(task=case.task, file=case.file, seed=case.seed, variant=name):
+        if store.has(task=task, file=case.file, seed=case.seed, variant=name):
             continue
         started = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             refined = refine(case, method)
         seconds = time.process_time() - started
-        store.record(case.task, case, name, {**scoring.label_table(case, refined), "cpu_s": seconds})
+        store.record(task, case, name, {**scoring.label_table(case, refined), "cpu_s": seconds})
 
 
 def _scores(adata: AnnData, scores: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...], str]:

@@ -126,9 +126,10 @@ def leave_out(data: Prepared, key: str, seeds: Iterable[int]) -> Iterator[Case]:
 
 
 def draw_few(labels: np.ndarray, seed: int, *, per_type: int = PER_TYPE) -> np.ndarray:
-    """Return positions of `per_type` random cells of each type."""
+    """Return positions of `per_type` random cells of each type, of half of a type that has fewer than twice as many."""
     rng = Streams(seed).numpy("source cells")
-    parts = [rng.choice(np.flatnonzero(labels == name), per_type, replace=False) for name in np.unique(labels)]
+    found = [np.flatnonzero(labels == name) for name in np.unique(labels)]
+    parts = [rng.choice(cells, min(per_type, len(cells) // 2), replace=False) for cells in found]
     return np.sort(np.concatenate(parts))
 
 
