@@ -88,7 +88,7 @@ def rare_types(part: Split, fits: Fits, store: Store) -> None:
     real = shares(part.test)
     n = HOLISTIC * part.test.n_obs
     sides = {
-        "SCLD": _generate(fits.get("scld_guided"), n, condition={}, seed=part.seed),
+        "SCLD": _generate(fits.get("scld"), n, condition={}, seed=part.seed),
         "real spare cells": part.spare,
     }
     for side, cells in sides.items():

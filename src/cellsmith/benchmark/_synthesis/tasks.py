@@ -26,7 +26,7 @@ logger = logging.getLogger("cellsmith")
 
 N_HELD_OUT = 3
 ENDS = {"klein_mes_1k": ("day0", "day7"), "paul15": ("7MEP", "2Ery")}
-CONDITIONS = {"kang_ifnb": ("CTRL", "STIM")}
+CONDITIONS = {"kang_ifnb": ("CTRL", "STIM"), "pbmc_3tech": ("5p", "3pv2")}
 RARE_FILES = ("pbmc4k_10x", "young_kidney", "pbmc_facs", "worm_neuron")
 SHALLOW = ("young_kidney", "worm_neuron")
 """Files whose rarest types have too few cells to keep 50 of them."""
@@ -36,7 +36,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "post_guidance": ("pbmc4k_10x", "young_kidney", "kang_ifnb"),
     "rare_types": RARE_FILES,
     "augmentation": RARE_FILES,
-    "transfer": ("kang_ifnb",),
+    "transfer": ("kang_ifnb", "pbmc_3tech"),
     "interpolation": ("klein_mes_1k", "paul15"),
     "teaching": ("pbmc_3tech", "kang_ifnb", "kang_stim_4samples", "pbmc_facs", "paul15", "klein_mes_1k"),
     "donors": ("kang_ctrl_8donors",),
