@@ -235,6 +235,8 @@ class Batches:
         Length of that order.
     batch_size
         Items a batch.
+    min_batch
+        A last batch of fewer items is merged into the one before.
     """
 
     def __init__(
@@ -244,23 +246,30 @@ class Batches:
         *,
         n_items: int,
         batch_size: int,
+        min_batch: int = 1,
     ) -> None:
         self._fetch, self._order = fetch, order
         self._n_items, self._batch_size = n_items, batch_size
+        self._min_batch = min_batch
         self._epoch = 0
 
     def __len__(self) -> int:
         _, world = _rank()
-        return max(1, int(np.ceil(self._n_items / self._batch_size / world)))
+        return max(1, int(np.ceil(self._n_batches(self._n_items) / world)))
+
+    def _n_batches(self, n_items: int) -> int:
+        whole, rest = divmod(n_items, self._batch_size)
+        return whole + (rest >= self._min_batch or whole == 0)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         rank, world = _rank()
         order = self._order(self._epoch)
-        n_batches = int(np.ceil(len(order) / self._batch_size))
+        n_batches = self._n_batches(len(order))
         # Every rank takes the same number of steps: the first batches are repeated where they do not divide.
         for b in range(rank, int(np.ceil(n_batches / world)) * world, world):
             start = (b % n_batches) * self._batch_size
-            yield self._fetch(order[start : start + self._batch_size])
+            last = b % n_batches == n_batches - 1
+            yield self._fetch(order[start : None if last else start + self._batch_size])
         self._epoch += 1
 
 
@@ -285,20 +294,31 @@ class CellSplit(_Split):
     Parameters
     ----------
     reader
-        Random access to the cells' tensors.
+        Random access to the cells' tensors: a :class:`CellReader`, or anything that is read like one.
     split
         Indices for training, validation and test.
     batch_size
         Cells a batch.
     streams
         Root of the random streams; "batches" orders the epochs.
+    position
+        Of the stage: selects its child of the stream.
+    min_batch
+        A last training batch of fewer cells is merged into the one before.
     """
 
     def __init__(
-        self, reader: CellReader, split: Sequence[np.ndarray], *, batch_size: int, streams: Streams, position: int = 0
+        self,
+        reader: Any,
+        split: Sequence[np.ndarray],
+        *,
+        batch_size: int,
+        streams: Streams,
+        position: int = 0,
+        min_batch: int = 1,
     ) -> None:
         super().__init__(*split)
-        self._reader, self._batch_size = reader, batch_size
+        self._reader, self._batch_size, self._min_batch = reader, batch_size, min_batch
         self._streams, self._position = streams, position
 
     def train_dataloader(self) -> Batches:
@@ -307,7 +327,8 @@ class CellSplit(_Split):
         def order(epoch: int) -> np.ndarray:
             return self._streams.numpy("batches", self._position, epoch).permutation(self.train_idx)
 
-        return Batches(self._reader.__getitem__, order, n_items=self.n_train, batch_size=self._batch_size)
+        size = {"batch_size": self._batch_size, "min_batch": self._min_batch}
+        return Batches(self._reader.__getitem__, order, n_items=self.n_train, **size)
 
     def val_dataloader(self) -> Batches | None:
         """Return the validation cells in order, or None where there are none."""

@@ -43,6 +43,8 @@ class CellModel(BaseModelClass):
     _method: ClassVar[str]
     # The argument of set-up whose modality of a MuData receives the results.
     _writes_beside: ClassVar[str] = "layer"
+    # Why a model cannot be trained on several devices; empty where it can.
+    _one_device: ClassVar[str] = ""
 
     def __init__(self, adata: Any = None, registry: Mapping[str, Any] | None = None) -> None:
         if adata is None and registry is None:
@@ -189,10 +191,11 @@ class CellModel(BaseModelClass):
         }
         # Everything that may refuse an argument comes first: a trained model then stays as it was.
         streams = Streams(resolve_seed(seed))
-        stages = stage_lengths(self.stages(), max_epochs)
-        stages = apply_plan_kwargs(stages, {**(plan_config or {}), **(plan_kwargs or {})})
-        if batch_size is not None:
-            stages = tuple(replace(s, batch_size=batch_size) if s.batches == "cells" else s for s in stages)
+        wanted = {**(plan_config or {}), **(plan_kwargs or {})}
+        stages = self._planned_stages(max_epochs, wanted, batch_size)
+        # Named before it starts: a device that starts inside the trainer would not be seeded.
+        _, chosen, device = parse_device_args(accelerator=accelerator, devices=devices, return_device="torch")
+        self._check_devices(chosen)
         self._datamodule, self._reader = datamodule, None
         if datamodule is None:
             self._split = self._draw_split(streams, split_args)
@@ -210,17 +213,38 @@ class CellModel(BaseModelClass):
             **(trainer_config or {}),
             **trainer_kwargs,
         }
-        # Named before it starts: a device that starts inside the trainer would not be seeded.
-        device = parse_device_args(accelerator=accelerator, devices=devices, return_device="torch")[2]
         try:
-            for position, stage in enumerate(stages):
+            position = 0
+            while position < len(stages):
                 with isolated(streams.integer("noise", position), device=device):
-                    self._run_stage(stage, streams=streams, position=position)
+                    self._run_stage(stages[position], streams=streams, position=position)
+                if stages[position].solve:
+                    # What a solve finds may decide which stages follow, and how long they are.
+                    stages = self._planned_stages(max_epochs, wanted, batch_size, again=True)
+                position += 1
             self.is_trained_ = True
         finally:
             # The reader and the tables point into the data: a saved or idle model must not hold them.
             self._reader = self._datamodule = None
             self.module.eval()
+
+    def _planned_stages(
+        self, max_epochs: Any, plan_kwargs: Mapping[str, Any], batch_size: int | None, *, again: bool = False
+    ) -> tuple[Stage, ...]:
+        """Return the stages as the caller wants them; asked again, a mapping may name stages that are gone by then."""
+        stages = self.stages()
+        if again and isinstance(max_epochs, Mapping):
+            names = {s.name for s in stages}
+            max_epochs = {k: v for k, v in max_epochs.items() if k in names}
+        stages = apply_plan_kwargs(stage_lengths(stages, max_epochs), plan_kwargs)
+        if batch_size is not None:
+            stages = tuple(replace(s, batch_size=batch_size) if s.batches == "cells" else s for s in stages)
+        return stages
+
+    def _check_devices(self, chosen: Any) -> None:
+        n_devices = len(chosen) if isinstance(chosen, list) else chosen
+        if self._one_device and isinstance(n_devices, int) and n_devices > 1:
+            raise SetupError(f"devices asks for {n_devices} devices. {self._one_device} Type devices=1.")
 
     def _draw_split(self, streams: Streams, args: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         split = split_cells(
@@ -250,7 +274,12 @@ class CellModel(BaseModelClass):
         elif self._datamodule is not None:
             data = self._datamodule
         else:
-            data = CellSplit(self._reader, self._split, batch_size=stage.batch_size, streams=streams, position=position)
+            # What refresh returns stands in for the reader: the same cells, read in another way.
+            reader, size = (
+                self._reader if table is None else table,
+                {"batch_size": stage.batch_size, "min_batch": stage.min_batch},
+            )
+            data = CellSplit(reader, self._split, streams=streams, position=position, **size)
         kwargs = dict(self._runner_kwargs)
         patience, wanted = stage.plan.patience, kwargs.pop("early_stopping")
         validates = data.n_val > 0 if hasattr(data, "n_val") else validation_batches(data) is not None

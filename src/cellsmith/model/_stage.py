@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,12 @@ __all__ = ["Optim", "Ramp", "Stage", "StagePlan", "StageRunner", "apply_plan_kwa
 
 # A monitor that has not moved at all over this many checks is broken, not converged.
 N_CONSTANT_CHECKS = 5
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"fused": True}),
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "foreach": True}),
+}
+SCHEDULES = ("cosine", "constant", "halving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,35 +36,55 @@ class Optim:
 
     Parameters
     ----------
+    optimizer
+        "adamw", "adam" or "rmsprop" (smoothing .99, no momentum).
     lr
-        Peak learning rate of AdamW.
+        Peak learning rate.
     lr_factors
         Name of a parameter (or prefix of it) -> factor on ``lr``; such parameters get no weight decay.
     weight_decay
-        Decoupled weight decay.
+        Decoupled weight decay of "adamw"; the other two have none.
     clip
         Largest norm of the gradient; None does not clip.
     warmup_steps
         Steps of linear increase of the learning rate.
     schedule
-        "cosine" decays to zero over the stage, "constant" does not.
+        "cosine" decays to zero over the stage, "constant" does not, "halving" halves every ``halve_every`` epochs.
+    halve_every
+        Epochs between two halvings.
     patience
         Checks without improvement after which the stage stops; None never stops early.
+    keep_best
+        Restore the iterate of the best validation loss at the end of the stage.
     average
         (from, to): submodule ``to`` keeps an exponential moving average of ``from``.
     average_decay
         Its final decay; ramped as min(decay, (1 + step) / (10 + step)).
     """
 
+    optimizer: str = "adamw"
     lr: float = 1e-3
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-3
     clip: float | None = None
     warmup_steps: int = 0
     schedule: str = "cosine"
+    halve_every: int = 125
     patience: int | None = 30
+    keep_best: bool = True
     average: tuple[str, str] | None = None
     average_decay: float = 0.999
+
+    def rate(self, step: int, *, n_steps: int, n_epochs: int) -> float:
+        """Return the factor on the learning rate at a step, of ``n_steps`` in ``n_epochs``."""
+        warmup = min(self.warmup_steps, n_steps // 10)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "halving":
+            return 0.5 ** (step * n_epochs // n_steps // self.halve_every)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,8 @@ class Stage:
         "cells": from the registered object; "table": from the table that ``refresh`` returns.
     batch_size
         Rows a batch.
+    min_batch
+        A last batch of fewer cells is merged into the one before: batch norms need two.
     steps_per_epoch
         Steps of an epoch over a table.
     refresh
@@ -112,6 +141,8 @@ class Stage:
         Name of the model's method that replaces the optimiser (closed form).
     monitor
         Metric that decides on stopping.
+    watch
+        Name of the module's method that is handed the validation means (name of the term -> mean) of every check.
     plan
         Optimiser.
     """
@@ -123,10 +154,12 @@ class Stage:
     weights: Mapping[str, float | Ramp] = field(default_factory=dict)
     batches: str = "cells"
     batch_size: int = 128
+    min_batch: int = 1
     steps_per_epoch: int = 100
     refresh: str | None = None
     solve: str | None = None
     monitor: str = "validation_loss"
+    watch: str | None = None
     plan: Optim = field(default_factory=Optim)
 
 
@@ -160,7 +193,7 @@ def apply_plan_kwargs(stages: tuple[Stage, ...], plan_kwargs: Mapping[str, Any] 
     Raises
     ------
     SetupError
-        If a name is not a field of :class:`Optim`.
+        If a name is not a field of :class:`Optim`, or names no optimiser or schedule.
     """
     if not plan_kwargs:
         return stages
@@ -168,6 +201,9 @@ def apply_plan_kwargs(stages: tuple[Stage, ...], plan_kwargs: Mapping[str, Any] 
     for name in plan_kwargs:
         if name not in valid:
             raise SetupError(f"plan_kwargs has no option {name!r}. {nearest(name, valid)}")
+    for name, choices in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
+        if (found := plan_kwargs.get(name)) is not None and found not in choices:
+            raise SetupError(f"plan_kwargs has {name}={found!r}. {nearest(found, choices)}")
     return tuple(s if s.solve else replace(s, plan=replace(s.plan, **plan_kwargs)) for s in stages)
 
 
@@ -180,17 +216,15 @@ class StagePlan(LightningModule):
         The model's module.
     stage
         What to run.
-    keep_best
-        Restore the iterate of the best validation loss at the end.
     """
 
-    def __init__(self, module: torch.nn.Module, stage: Stage, *, keep_best: bool = True) -> None:
+    def __init__(self, module: torch.nn.Module, stage: Stage) -> None:
         super().__init__()
         self.module, self.stage = module, stage
-        self._keep_best = keep_best
         self._best: tuple[float, dict[str, torch.Tensor]] | None = None
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._last_loss: torch.Tensor | None = None
+        self._last_terms: Mapping[str, torch.Tensor] = {}
         self._monitored: list[float] = []
         names = [n for n, _ in module.named_parameters() if n.startswith(stage.trains)]
         if not names:
@@ -200,34 +234,30 @@ class StagePlan(LightningModule):
         self.history_elsewhere: dict[str, list[float]] = {}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW with one group a learning-rate factor, and the schedule by step."""
+        """Return the optimiser with one group a learning-rate factor, and the schedule by step."""
         plan, groups = self.stage.plan, {}
         for name, parameter in self.module.named_parameters():
             if name in self._trained:
                 factor = next((f for prefix, f in plan.lr_factors.items() if name.startswith(prefix)), None)
                 groups.setdefault(factor, []).append(parameter)
-        optimizer = torch.optim.AdamW(
+        decays = plan.optimizer == "adamw"
+        optimizer_class, options = OPTIMIZERS[plan.optimizer]
+        optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "lr": plan.lr * (factor or 1.0),
-                    "weight_decay": 0.0 if factor is not None else plan.weight_decay,
+                    "weight_decay": plan.weight_decay if decays and factor is None else 0.0,
                 }
                 for factor, parameters in groups.items()
             ],
-            fused=True,
+            **options,
         )
-        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        warmup = min(plan.warmup_steps, n_steps // 10)
-
-        def rate(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            if plan.schedule == "constant":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        length = {
+            "n_steps": max(1, int(self.trainer.estimated_stepping_batches)),
+            "n_epochs": self.trainer.max_epochs or 1,
+        }
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(plan.rate, **length))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
@@ -259,6 +289,7 @@ class StagePlan(LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss of one batch."""
         out = getattr(self.module, self.stage.loss)(batch, weights=self._weights(training=True))
+        self._last_terms = out.extra_metrics
         self._collect("train", out)
         return out.loss
 
@@ -294,6 +325,9 @@ class StagePlan(LightningModule):
             return
         sums = self._sums["validation"]
         value = self._mean_over_ranks(sums["loss"], sums["n"])
+        if self.stage.watch is not None:
+            means = {k: float(v / sums["n"]) for k, v in sums.items() if k != "n"}
+            getattr(self.module, self.stage.watch)(means)
         self._flush("validation")
         if not math.isfinite(value):
             self._restore_best()
@@ -307,7 +341,7 @@ class StagePlan(LightningModule):
                 f"Stage {self.stage.name!r}: the monitor {self.stage.monitor!r} was exactly {value} at "
                 f"{N_CONSTANT_CHECKS + 1} checks in a row; early stopping on it would mean nothing."
             )
-        if self._keep_best and (self._best is None or value < self._best[0]):
+        if self.stage.plan.keep_best and (self._best is None or value < self._best[0]):
             self._best = (value, {k: v.detach().clone() for k, v in self._state().items()})
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -323,7 +357,7 @@ class StagePlan(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.stage.plan.clip or math.inf, foreach=True)
         if not bool(torch.isfinite(norm)):
             raise ConvergenceError(
-                f"Stage {self.stage.name!r} met a non-finite loss or gradient at step {self.global_step}; "
+                f"Stage {self.stage.name!r} met a non-finite {self._culprit()} at step {self.global_step}; "
                 f"{self._last_finite()} and the weights of that step are kept. {self._advice()}"
             )
 
@@ -340,6 +374,11 @@ class StagePlan(LightningModule):
 
     def _last_finite(self) -> str:
         return "no step was finite" if self._last_loss is None else f"the last finite loss was {self._last_loss:.6g}"
+
+    def _culprit(self) -> str:
+        """Return the first term of the loss that is not finite; "loss or gradient" where all are."""
+        terms = [k for k, v in self._last_terms.items() if not bool(torch.isfinite(v).all())]
+        return f"term {terms[0]!r} in epoch {self.current_epoch}" if terms else "loss or gradient"
 
     def _advice(self) -> str:
         return f"Try train(plan_kwargs={{'lr': {self.stage.plan.lr / 3:.1g}}})."
