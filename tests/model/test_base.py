@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -391,25 +393,12 @@ def test_model_from_a_registry_alone(make: Make, built: Build) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
-def test_two_processes_train_one_model(strategy: str, make: Make, built: Build, trained_for_a_moment: Build) -> None:
+def test_two_processes_train_one_model(strategy: str) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("torch was built without gloo")
     if strategy == "ddp_fork" and "fork" not in torch.multiprocessing.get_all_start_methods():
         pytest.skip("this platform cannot fork")
-    trained = trained_for_a_moment(built(make(80, 20)), epochs=2, devices=2, strategy=strategy)
-    assert trained.is_trained
-    assert trained.trainer.world_size == 2
-    assert not any("EarlyStopping" in type(c).__name__ for c in trained.trainer.callbacks)
-    assert len(trained.history_["autoencode/validation_loss"]) == 2
-    assert np.isfinite(trained.get_latent_representation()).all()
-    new, real = trained.generate(50), trained.adata.X.sum(axis=1)
-    assert new.obs["scld_library"].max() < 3 * real.max()
-    fresh = built(make(80, 20)).module.state_dict()
-    average, raw = (trained.module.state_dict()[f"{n}.{k}"] for n, k in _last_weights(fresh))
-    assert average.abs().sum() > 0
-    assert not torch.equal(average, raw)
-
-
-def _last_weights(state: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
-    name = [k.removeprefix("denoiser.") for k in state if k.startswith("denoiser.") and k.endswith("weight")][-1]
-    return [("ema_denoiser", name), ("denoiser", name)]
+    program = Path(__file__).with_name("two_processes.py")
+    run = subprocess.run([sys.executable, str(program), strategy], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("two processes trained one model\n")
