@@ -1,4 +1,4 @@
-"""Topics on arrays: hand examples, gradients against central differences, and faults of public code (F8, F11, F12, F18)."""
+"""Topics on arrays: hand examples, central differences, and faults of public code (F8, F11, F12, F18)."""
 
 from __future__ import annotations
 
