@@ -1,4 +1,4 @@
-"""The derivative of an entropic transport plan with respect to its cost, by the implicit function theorem."""
+"""Derivatives of a transport plan with respect to its cost: of the exact optimum, and of the sweeps that were done."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["ImplicitPlan", "plan_adjoint"]
+from cellsmith.math.transport.sweeps import Path, Problem
+
+__all__ = ["ImplicitPlan", "UnrolledPlan", "plan_adjoint", "sweep_adjoint"]
 
 _RIDGE = 1e-12  # in units of the mean row mass; far above float64 rounding, far below any eigenvalue that matters
+_NEAR = 30.0  # potentials of sweeps that share one kernel differ by at most this much, in units of epsilon
 
 
-def plan_adjoint(plan: Tensor, given: Tensor, *, epsilon: float, ratio: float = 0.0) -> Tensor:
-    """Carry a gradient with respect to the plan back to the cost (scE2TM T13).
+def plan_adjoint(plan: Tensor, given: Tensor, *, ratio: float = 0.0) -> Tensor:
+    """Carry a gradient with respect to the optimal plan back to the cost (scE2TM T13).
 
     The optimum P = exp((f + g - D) / epsilon) moves with D so that row masses stay and column masses m_c follow
-    col_c exp(-g_c / col_penalty). Its adjoint is P (s_r + t_c - given) / epsilon with
-    [diag(row), P; P^T, (1 + ratio) diag(m)] [s; t] = [(P given) 1; (P given)^T 1], solved through the Schur complement
-    of the longer side in float64. With ratio = 0 constants (s + 1, t - 1) are its null space; they cancel.
+    col_c exp(-g_c / col_penalty). The adjoint is P (s_r + t_c - given) / epsilon with
+    [diag(row), P; P^T, (1 + ratio) diag(m)] [s; t] = [(P given) 1; (P given)^T 1], solved in float64 through the Schur
+    complement of the longer side. With ratio = 0 constants (s + 1, t - 1) are its null space; they cancel.
 
     Parameters
     ----------
@@ -26,18 +30,16 @@ def plan_adjoint(plan: Tensor, given: Tensor, *, epsilon: float, ratio: float = 
         ``(R, C)`` plan at convergence.
     given
         ``(R, C)`` gradient of a scalar with respect to the plan.
-    epsilon
-        Weight of the entropy, in units of the cost.
     ratio
         ``epsilon / col_penalty``, 0 where column masses are fixed.
 
     Returns
     -------
-    ``(R, C)`` gradient with respect to the cost, in the type of ``plan``.
+    ``(R, C)`` gradient with respect to cost / epsilon, in the type of ``plan``.
     """
     if plan.shape[0] > plan.shape[1]:
-        return _solved(plan.T, given.T, (1 + ratio, 1.0)).T / epsilon
-    return _solved(plan, given, (1.0, 1 + ratio)) / epsilon
+        return _solved(plan.T, given.T, (1 + ratio, 1.0)).T
+    return _solved(plan, given, (1.0, 1 + ratio))
 
 
 def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor:
@@ -47,9 +49,9 @@ def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor
     row, col = factors[0] * wide.sum(1), factors[1] * wide.sum(0)
     share = wide / col
     schur = torch.diag(row) - share @ wide.T
-    k, unit = len(row), row.mean()
+    unit = row.mean()
     if factors == (1.0, 1.0):
-        schur += unit / k  # lifts the constants out of the null space without touching what is orthogonal to them
+        schur += unit / len(row)  # lifts the constants out of the null space, without touching what is orthogonal
     schur.diagonal().add_(_RIDGE * unit)
     flow_col = flow.sum(0)
     right = flow.sum(1) - share @ flow_col
@@ -58,18 +60,90 @@ def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor
     return ((s[:, None] + t) * wide - flow).to(plan.dtype)
 
 
+def sweep_adjoint(problem: Problem, u: Tensor, v: Tensor, *, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Carry gradients back through the sweeps that were done (scE2TM T12, reverse mode by hand).
+
+    Every half sweep is y <- const - lse(x - D / epsilon), and its derivative a matrix M = exp(x + y - D / epsilon)
+    whose rows, or columns, sum to one. Half sweeps with near potentials share one kernel, M = diag(a) kernel diag(b),
+    so each costs one matrix-vector product, and their outer products for the cost are one matrix product.
+
+    Parameters
+    ----------
+    problem
+        What was solved.
+    u, v
+        ``(T + 1, R)`` and ``(T + 1, C)`` potentials of all sweeps, in units of epsilon.
+    given
+        Gradients with respect to the plan ``(R, C)``, to u ``(R,)`` and to v ``(C,)`` of the last sweep.
+
+    Returns
+    -------
+    ``(R, C)`` gradient with respect to cost / epsilon.
+    """
+    plan = torch.exp(u[-1][:, None] + (v[-1] - problem.scaled))
+    flow = plan * given[0]
+    to_u, to_v = given[1] + flow.sum(1), given[2] + flow.sum(0)
+    found = -flow
+    # half sweep 2 t gives u_t from v_t, half sweep 2 t - 1 gives v_t from u_(t - 1)
+    x = torch.stack((u[:-1], u[1:] - problem.row.log()), dim=1).flatten(0, 1)
+    x = torch.cat((u[:1] - problem.row.log(), x))
+    y = torch.stack(((1 + problem.ratio) * v[1:] - problem.col.log(), v[1:]), dim=1).flatten(0, 1)
+    y = torch.cat((v[:1], y))
+    last = len(x) - 1
+    while last >= 0:
+        away = (x[: last + 1] - x[last]).abs().amax(1) + (y[: last + 1] - y[last]).abs().amax(1)
+        far = (away > _NEAR).nonzero()
+        first = int(far[-1]) + 1 if len(far) else 0
+        kernel = torch.exp(x[last][:, None] + (y[last] - problem.scaled))
+        left, right = (x[first : last + 1] - x[last]).exp(), (y[first : last + 1] - y[last]).exp()
+        for step in range(last - first, -1, -1):
+            if (first + step) % 2 == 0:
+                left[step] *= to_u
+                to_v = to_v - (left[step] @ kernel) * right[step]
+            else:
+                right[step] *= to_v / (1 + problem.ratio)
+                to_u, to_v = -(kernel @ right[step]) * left[step], torch.zeros_like(to_v)
+        found += kernel.mul_(left.T @ right)
+        last = first - 1
+    return found
+
+
 class ImplicitPlan(torch.autograd.Function):
-    """The plan, with :func:`plan_adjoint` as its derivative; stores the plan and nothing else."""
+    """The plan, with :func:`plan_adjoint` as its derivative; keeps the plan and nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, cost: Tensor, plan: Tensor, epsilon: float, ratio: float) -> Tensor:
+    def forward(ctx: Any, cost: Tensor, answer: tuple[Tensor], epsilon: float, ratio: float) -> Tensor:
         """Return the plan, ``(R, C)``."""
         ctx.epsilon, ctx.ratio = epsilon, ratio
-        ctx.save_for_backward(plan)
-        return plan.clone()
+        ctx.save_for_backward(answer[0])
+        return answer[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> Any:
         """Return the gradient with respect to the cost, ``(R, C)``."""
         (plan,) = ctx.saved_tensors
-        return plan_adjoint(plan, given, epsilon=ctx.epsilon, ratio=ctx.ratio), None, None, None
+        return plan_adjoint(plan, given, ratio=ctx.ratio) / ctx.epsilon, None, None, None
+
+
+class UnrolledPlan(torch.autograd.Function):
+    """The plan and its potentials, with :func:`sweep_adjoint` as their derivative; keeps the path of potentials."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cost: Tensor, answer: tuple[Tensor, Path], problem: Problem, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the plan ``(R, C)`` and the potentials ``(R,)`` and ``(C,)``."""
+        plan, path = answer
+        ctx.problem, ctx.epsilon = problem, epsilon
+        u, v = torch.cat(path.u), torch.cat(path.v)
+        ctx.save_for_backward(u, v)
+        return plan, u[-1] * epsilon, v[-1] * epsilon
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_plan: Tensor, to_f: Tensor, to_g: Tensor) -> Any:
+        """Return the gradient with respect to the cost, ``(R, C)``."""
+        u, v = ctx.saved_tensors
+        given = (to_plan, to_f * ctx.epsilon, to_g * ctx.epsilon)
+        return sweep_adjoint(ctx.problem, u, v, given=given) / ctx.epsilon, None, None, None

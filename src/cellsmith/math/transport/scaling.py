@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cellsmith._errors import SetupError, nearest
-from cellsmith.math.transport.adjoint import ImplicitPlan
+from cellsmith.math.transport.adjoint import ImplicitPlan, UnrolledPlan
 from cellsmith.math.transport.plan import Plan, checked_equal, checked_masses, checked_positive
+from cellsmith.math.transport.sweeps import Problem, run
 
 __all__ = ["sinkhorn"]
 
@@ -78,32 +79,17 @@ def sinkhorn(
     ratio = epsilon / col_penalty  # 0 where columns are fixed
     if ratio == 0:
         checked_equal(row, col)
-    with torch.set_grad_enabled(gradient == "unrolled" and torch.is_grad_enabled()):
-        scaled = cost / epsilon
+    with torch.no_grad():
+        limit = tol / epsilon if stop == "potential" else tol
+        problem = Problem(cost.detach() / epsilon, row, col, ratio, stop, limit)
         v = torch.zeros_like(col) if start is None else start.detach() / epsilon
-        log_row, log_col = row.log(), col.log()
-        u = log_row - torch.logsumexp(v - scaled, dim=1)
-        n_sweeps, converged = 0, False
-        while n_sweeps < max_sweeps and not converged:
-            total = torch.logsumexp(u[:, None] - scaled, dim=0)
-            new = (log_col - total) / (1 + ratio)
-            left = _change(v.detach(), new.detach(), total.detach(), log_col, ratio, stop)
-            v, u = new, log_row - torch.logsumexp(new - scaled, dim=1)
-            n_sweeps += 1
-            converged = left < (tol / epsilon if stop == "potential" else tol)
-            if left != left:  # NaN: the cost holds one, and no sweep can mend that
-                break
-        plan = torch.exp(u[:, None] + v - scaled)
-    if gradient == "implicit":
-        plan = ImplicitPlan.apply(cost, plan, epsilon, ratio)
-    return Plan(plan, u * epsilon, v * epsilon, n_sweeps, converged)
-
-
-def _change(v: Tensor, new: Tensor, total: Tensor, log_col: Tensor, ratio: float, stop: Stop) -> float:
-    """Say how far a sweep was from the fixed point: largest change of g / epsilon, or misplaced column mass."""
-    if stop == "potential":
-        return float((new - v).abs().max())
-    return float(((v + total).exp() - (log_col - ratio * v).exp()).abs().sum())
+        plan, path = run(problem, v, max_sweeps=max_sweeps, keep_path=gradient == "unrolled")
+        f, g = path.u[-1][-1] * epsilon, path.v[-1][-1] * epsilon
+    if gradient == "unrolled":
+        plan, f, g = UnrolledPlan.apply(cost, (plan, path), problem, epsilon)
+    elif gradient == "implicit":
+        plan = ImplicitPlan.apply(cost, (plan,), epsilon, ratio)
+    return Plan(plan, f, g, path.n_sweeps, path.converged)
 
 
 def _check_words(stop: str, gradient: str, start: Tensor | None) -> None:
