@@ -5,5 +5,18 @@ from __future__ import annotations
 from cellsmith._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
-    __name__, {"bcpca": "._bcpca", "grit": "._grit", "reject": "._reject", "rollup": "._rollup", "scld": "._scld"}
+    __name__,
+    {
+        "bcpca": "._bcpca",
+        "grit": "._grit",
+        "reject": "._reject",
+        "rollup": "._rollup",
+        "sce2tm": "._sce2tm",
+        "sce2tm_enrich": "._sce2tm_enrich",
+        "sce2tm_gsea": "._sce2tm_enrich",
+        "sce2tm_rank": "._sce2tm_compare",
+        "sce2tm_survival": "._sce2tm_compare",
+        "sce2tm_top_genes": "._sce2tm_tables",
+        "scld": "._scld",
+    },
 )
