@@ -57,7 +57,7 @@ def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor
     right = flow.sum(1) - share @ flow_col
     s = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(schur))[:, 0]
     t = (flow_col - wide.T @ s) / col
-    return ((s[:, None] + t) * wide - flow).to(plan.dtype)
+    return torch.add(s[:, None], t, out=share).mul_(wide).sub_(flow).to(plan.dtype)  # share is not needed again
 
 
 def sweep_adjoint(problem: Problem, u: Tensor, v: Tensor, *, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -83,29 +83,34 @@ def sweep_adjoint(problem: Problem, u: Tensor, v: Tensor, *, given: tuple[Tensor
     plan = torch.exp(u[-1][:, None] + (v[-1] - problem.scaled))
     flow = plan * given[0]
     to_u, to_v = given[1] + flow.sum(1), given[2] + flow.sum(0)
-    found = -flow
-    # half sweep 2 t gives u_t from v_t, half sweep 2 t - 1 gives v_t from u_(t - 1)
-    x = torch.stack((u[:-1], u[1:] - problem.row.log()), dim=1).flatten(0, 1)
-    x = torch.cat((u[:1] - problem.row.log(), x))
-    y = torch.stack(((1 + problem.ratio) * v[1:] - problem.col.log(), v[1:]), dim=1).flatten(0, 1)
-    y = torch.cat((v[:1], y))
+    found, none = -flow, torch.zeros_like(to_v)
+    x, y = _half_sweeps(problem, u, v)
     last = len(x) - 1
     while last >= 0:
-        away = (x[: last + 1] - x[last]).abs().amax(1) + (y[: last + 1] - y[last]).abs().amax(1)
+        left, right = x[: last + 1] - x[last], y[: last + 1] - y[last]
+        away = left.abs().amax(dim=1) + right.abs().amax(dim=1)
         far = (away > _NEAR).nonzero()
         first = int(far[-1]) + 1 if len(far) else 0
         kernel = torch.exp(x[last][:, None] + (y[last] - problem.scaled))
-        left, right = (x[first : last + 1] - x[last]).exp(), (y[first : last + 1] - y[last]).exp()
-        for step in range(last - first, -1, -1):
-            if (first + step) % 2 == 0:
-                left[step] *= to_u
-                to_v = to_v - (left[step] @ kernel) * right[step]
+        left, right = left[first:].exp_(), right[first:].exp_()
+        for half in range(last, first - 1, -1):
+            a, b = left[half - first], right[half - first]
+            if half % 2 == 0:
+                to_v = torch.addcmul(to_v, torch.mv(kernel.T, a.mul_(to_u)), b, value=-1)
             else:
-                right[step] *= to_v / (1 + problem.ratio)
-                to_u, to_v = -(kernel @ right[step]) * left[step], torch.zeros_like(to_v)
+                b.mul_(to_v).div_(1 + problem.ratio)
+                to_u, to_v = torch.mv(kernel, b).mul_(a).neg_(), none
         found += kernel.mul_(left.T @ right)
         last = first - 1
     return found
+
+
+def _half_sweeps(problem: Problem, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x (2 T + 1, R) and y (2 T + 1, C): half 2 t gives u_t from v_t, half 2 t - 1 gives v_t from u_(t - 1)."""
+    x, y = u.repeat_interleave(2, dim=0)[:-1], v.repeat_interleave(2, dim=0)[1:]
+    x[::2] -= problem.row.log()
+    y[1::2].mul_(1 + problem.ratio).sub_(problem.col.log())
+    return x, y
 
 
 class ImplicitPlan(torch.autograd.Function):
@@ -142,8 +147,17 @@ class UnrolledPlan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_plan: Tensor, to_f: Tensor, to_g: Tensor) -> Any:
-        """Return the gradient with respect to the cost, ``(R, C)``."""
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        """Return the gradient with respect to the cost, ``(R, C)``.
+
+        Parameters
+        ----------
+        ctx
+            What forward kept.
+        given
+            Gradients with respect to the plan ``(R, C)`` and the potentials ``(R,)`` and ``(C,)``.
+        """
         u, v = ctx.saved_tensors
-        given = (to_plan, to_f * ctx.epsilon, to_g * ctx.epsilon)
-        return sweep_adjoint(ctx.problem, u, v, given=given) / ctx.epsilon, None, None, None
+        to_plan, to_f, to_g = given
+        found = sweep_adjoint(ctx.problem, u, v, given=(to_plan, to_f * ctx.epsilon, to_g * ctx.epsilon))
+        return found / ctx.epsilon, None, None, None
