@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "MissingnessReport": ".missingness",
         "PrivacyReport": ".privacy",
         "SyntheticReport": ".synthesis",
+        "TopicReport": ".topics",
         "annotation_report": ".annotation",
         "ari": ".clustering",
         "evaluate_synthetic": ".synthesis",
@@ -22,5 +23,7 @@ __getattr__, __dir__, __all__ = attach(
         "privacy_report": ".privacy",
         "rare_f1": ".clustering",
         "subspace_error": ".missingness",
+        "topic_report": ".topics",
+        "topic_stability": ".topics",
     },
 )
