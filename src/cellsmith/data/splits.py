@@ -25,6 +25,7 @@ __all__ = [
     "CellSplit",
     "KeptCells",
     "TableSplit",
+    "csr_tensor",
     "scipy_counts",
     "split_cells",
     "validation_batches",
@@ -120,12 +121,9 @@ class CellReader:
                 batch[REGISTRY_KEYS.X_KEY] = batch[REGISTRY_KEYS.X_KEY].float().to_sparse_csr()
             return batch
         rows = self._csr[indices]
-        if self._sparse_counts:
-            x = _csr_tensor(rows)
-        else:
-            x = torch.from_numpy(rows.toarray().astype(np.float32, copy=False))
         batch = {key: torch.from_numpy(np.ascontiguousarray(col[indices])) for key, col in self._columns.items()}
-        batch[REGISTRY_KEYS.X_KEY] = x
+        dense = None if self._sparse_counts else torch.from_numpy(rows.toarray().astype(np.float32, copy=False))
+        batch[REGISTRY_KEYS.X_KEY] = csr_tensor(rows) if dense is None else dense
         return batch
 
 
@@ -168,7 +166,7 @@ class KeptCells:
     def __getitem__(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         rows = torch.from_numpy(np.asarray(indices))
         batch = {key: values[rows] for key, values in self._columns.items()}
-        batch[REGISTRY_KEYS.X_KEY] = _csr_tensor(self._counts[indices])
+        batch[REGISTRY_KEYS.X_KEY] = csr_tensor(self._counts[indices])
         return batch
 
 
@@ -203,7 +201,7 @@ def scipy_counts(x: torch.Tensor) -> sparse.csr_matrix:
     return sparse.csr_matrix(parts, shape=tuple(x.shape))
 
 
-def _csr_tensor(rows: sparse.csr_matrix) -> torch.Tensor:
+def csr_tensor(rows: sparse.csr_matrix) -> torch.Tensor:
     """Return counts (n, G) as one sparse tensor, float32, columns in order."""
     rows.sort_indices()
     return torch.sparse_csr_tensor(
