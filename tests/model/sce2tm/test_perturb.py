@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from anndata import AnnData
 from scipy.special import softmax
 from scipy.stats import mannwhitneyu
 
-from cellsmith._errors import SetupError, SizeError
+from cellsmith._errors import NotTrainedError, SetupError, SizeError
+from cellsmith.model import SCE2TM
 from cellsmith.model.sce2tm import perturb
 
 N, K = 120, 6
@@ -151,3 +156,193 @@ def test_too_many_single_cells_name_the_way_out() -> None:
     perturb.check_size(100_000, 2_000)
     with pytest.raises(SizeError, match=r"300,000 cells x 2,000 genes \(2\.2 GiB\).*by="):
         perturb.check_size(300_000, 2_000)
+
+
+# --- asked of a trained model ---
+
+
+@pytest.fixture(scope="module")
+def selected(topic_model: SCE2TM) -> pd.DataFrame:
+    return topic_model.select_topics("condition", "stim", "ctrl", min_effect=0.5)
+
+
+@pytest.fixture(scope="module")
+def controls(stimulated: AnnData) -> np.ndarray:
+    return np.flatnonzero(stimulated.obs["condition"] == "ctrl")
+
+
+def test_selection_is_a_comparison_of_mu(topic_model: SCE2TM, stimulated: AnnData, selected: pd.DataFrame) -> None:
+    mu = topic_model.get_latent_representation(kind="mu")
+    stim = (stimulated.obs["condition"] == "stim").to_numpy()
+    table = perturb.compare_topics(mu, stim, ~stim, scale=mu.std(axis=0))
+    kept = [k for k in range(8) if table["fdr"][k] < 0.05 and abs(table["effect"][k]) > 0.5]
+    assert set(selected.index) == {f"Topic_{k}" for k in kept}
+    assert (np.diff(selected["effect"].abs()) <= 0).all()
+    assert selected.attrs["unit"] == "cell"
+    assert len(selected.attrs["tested"]["topic"]) == 8
+    target, source = selected.attrs["cells"]
+    np.testing.assert_array_equal(target, np.flatnonzero(stim))
+    np.testing.assert_array_equal(source, np.flatnonzero(~stim))
+
+
+def test_swap_raises_the_genes_that_respond(
+    topic_model: SCE2TM, stimulated: AnnData, selected: pd.DataFrame, controls: np.ndarray
+) -> None:
+    answer = topic_model.perturb_topics(indices=controls, topics=selected, op="swap_to_group", by="cell_type")
+    assert answer.logfc.shape == (3, 100)
+    assert list(answer.logfc.index) == ["type_0", "type_1", "type_2"]
+    response = stimulated.var["response"].to_numpy()
+    for change in answer.logfc.to_numpy():
+        top = np.argsort(-change)[:20]
+        assert (response[top] > 0).sum() >= 14  # 4 expected by chance
+    assert answer.params["pooled"] == []
+    mu = topic_model.get_latent_representation(kind="mu")
+    kinds, stim = stimulated.obs["cell_type"] == "type_1", stimulated.obs["condition"] == "stim"
+    own = mu[kinds & stim].mean(axis=0) - mu[kinds & ~stim].mean(axis=0)
+    chosen = [int(name.removeprefix("Topic_")) for name in selected.index]
+    np.testing.assert_allclose(answer.topics.loc["type_1"], own[chosen], rtol=1e-4)
+
+
+def test_a_shift_the_other_way_lowers_the_genes_that_respond(
+    topic_model: SCE2TM, stimulated: AnnData, selected: pd.DataFrame, controls: np.ndarray
+) -> None:
+    response = stimulated.var["response"].to_numpy()
+    wrong = topic_model.perturb_topics(indices=controls, topics=selected, op="swap_to_group", strength=-1.0)
+    top = np.argsort(-wrong.logfc.to_numpy()[0])[:20]
+    assert (response[top] > 0).sum() <= 4
+
+
+def test_fold_changes_grow_with_strength(
+    topic_model: SCE2TM, stimulated: AnnData, selected: pd.DataFrame, controls: np.ndarray
+) -> None:
+    strongest = np.argsort(-stimulated.var["response"].to_numpy())[:5]
+    changes = [
+        topic_model.perturb_topics(indices=controls, topics=selected, op="swap_to_group", strength=s)
+        .logfc.to_numpy()[0]
+        .copy()
+        for s in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert np.abs(changes[0]).max() < 1e-6
+    assert (np.diff([c[strongest].mean() for c in changes]) > 0).all()
+
+
+def test_ablation_of_all_others_gives_the_profile_of_a_topic(topic_model: SCE2TM) -> None:
+    others = [f"Topic_{k}" for k in range(8) if k != 3]
+    answer = topic_model.perturb_topics(indices=[0, 7], topics=others, op="ablate")
+    np.testing.assert_array_equal(answer.theta_after, np.eye(8)[[3, 3]])
+    codes, mass = topic_model._batch_codes()[[0, 7]], topic_model._mass()[[0, 7]]
+    profile = topic_model._express(np.eye(8)[[3, 3]], batch_codes=codes, mass=mass)
+    np.testing.assert_allclose(answer.to_adata().X, profile, rtol=1e-5)
+
+
+def test_perturbation_does_not_touch_the_other_topics_or_the_model(topic_model: SCE2TM, stimulated: AnnData) -> None:
+    before = {name: value.clone() for name, value in topic_model.module.state_dict().items()}
+    columns = list(stimulated.obs.columns)
+    mu = topic_model.get_latent_representation(kind="mu")
+    answer = topic_model.perturb_topics(topics={"Topic_2": 3.0}, op="set")
+    np.testing.assert_array_equal(np.delete(answer.mu_after.to_numpy(), 2, axis=1), np.delete(mu, 2, axis=1))
+    np.testing.assert_allclose(answer.mu_after["Topic_2"], 3.0)
+    assert all(torch.equal(value, before[name]) for name, value in topic_model.module.state_dict().items())
+    assert list(stimulated.obs.columns) == columns
+
+
+def test_fold_changes_of_cells_and_of_groups(topic_model: SCE2TM, stimulated: AnnData) -> None:
+    options = {"topics": ["Topic_0"], "op": "add", "strength": 1.5}
+    by_cell = topic_model.perturb_topics(per_cell=True, indices=[3, 5], **options)
+    single = topic_model.perturb_topics(indices=[5], **options)
+    assert list(by_cell.logfc.index) == list(stimulated.obs_names[[3, 5]])
+    np.testing.assert_allclose(by_cell.logfc.to_numpy()[1], single.logfc.to_numpy()[0], atol=1e-5)
+
+
+def test_edited_cells_as_an_object(topic_model: SCE2TM, stimulated: AnnData, tmp_path) -> None:
+    answer = topic_model.perturb_topics(indices=[1, 2, 3], topics=["Topic_0"], op="ablate", by="cell_type")
+    adata = answer.to_adata()
+    assert adata.obs["is_synthetic"].all()
+    assert list(adata.obs_names) == list(stimulated.obs_names[[1, 2, 3]])
+    assert not [c for c in adata.obs if c.startswith("_scvi")]
+    np.testing.assert_allclose(np.asarray(adata.layers["sce2tm_expected"]).sum(axis=1), 1e4, rtol=1e-4)
+    np.testing.assert_allclose(adata.obsm["X_sce2tm"], answer.theta_after)
+    adata.write_h5ad(tmp_path / "edited.h5ad")
+    read = anndata.read_h5ad(tmp_path / "edited.h5ad")
+    assert read.uns["sce2tm"]["params"]["op"] == "ablate"
+    assert "is_synthetic" not in stimulated.obs
+
+
+def test_a_batch_that_tells_the_condition_is_refused(stimulated: AnnData, fit_topics) -> None:
+    adata = stimulated.copy()
+    SCE2TM.setup_anndata(adata, batch_key="confounded")
+    model = fit_topics(adata, epochs=1)
+    with pytest.raises(SetupError, match="registered batch of a cell tells on which side of groupby='condition'"):
+        model.select_topics("condition", "stim", "ctrl")
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    with pytest.raises(SetupError, match="tells on which side of source and target"):
+        model.perturb_topics(topics=["Topic_0"], op="swap_to_group", source=~stim, target=stim)
+    assert len(model.select_topics("cell_type", "type_0", "type_1", min_effect=0.0, fdr=1.1)) == 8
+
+
+def test_selection_over_samples(topic_model: SCE2TM) -> None:
+    found = topic_model.select_topics("condition", "stim", "ctrl", sample_key="donor", min_effect=0.0, fdr=1.1)
+    assert found.attrs["unit"] == "sample"
+    assert found["p_value"].min() >= 2 / 70 - 1e-12  # four against four samples cannot say more
+
+
+def test_nothing_selected_is_an_empty_table_that_says_what_was_largest(topic_model: SCE2TM) -> None:
+    none = topic_model.select_topics("condition", "stim", "ctrl", min_effect=50.0)
+    assert none.empty
+    assert list(none.columns) == ["mean_group", "mean_reference", "difference", "effect", "p_value", "fdr"]
+    assert none.dtypes.eq(float).all()
+    with pytest.raises(SetupError, match=r"No topic passed.*largest effects are Topic_\d \([+-]\d\.\d\d sd\), Topic"):
+        topic_model.perturb_topics(topics=none, op="swap_to_group")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topics": ["Topic_9"]}, r"topics names 'Topic_9'\. Did you mean"),
+        ({"topics": []}, "expected at least one topic"),
+        ({"topics": ["Topic_1"], "op": "adds"}, "Did you mean 'add'"),
+        ({"topics": ["Topic_1"], "space": "z"}, "space='z'"),
+        ({"topics": ["Topic_1"], "strength": np.nan}, "expected a finite number"),
+        ({"topics": ["Topic_1"], "op": "ablate", "strength": 2.0}, "a share between 0 and 1"),
+        ({"topics": ["Topic_1"], "op": "set"}, r"needs a value for each topic\. Type topics=\{'Topic_1'"),
+        ({"topics": {"Topic_1": 1.0}, "op": "ablate"}, "takes no values"),
+        ({"topics": ["Topic_1"], "op": "swap_to_group"}, "needs source and target"),
+        ({"topics": ["Topic_1"], "by": "cell_typ"}, "Did you mean 'cell_type'"),
+        ({"topics": ["Topic_1"], "indices": [900]}, "expected positions from 0 to 399"),
+        ({"topics": ["Topic_1"], "indices": []}, "Found no cell"),
+    ],
+)
+def test_refusals_of_a_perturbation(topic_model: SCE2TM, options: dict, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        topic_model.perturb_topics(**options)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        (("conditions", "stim", "ctrl"), {}, "Did you mean 'condition'"),
+        (("condition", "stims", "ctrl"), {}, "Did you mean 'stim'"),
+        (("condition", "stim", "stim"), {}, "expected two values"),
+        (("condition", "stim", "ctrl"), {"test": "t"}, "test='t'"),
+        (
+            ("condition", "stim", "ctrl"),
+            {"sample_key": "cell_type", "indices": range(3)},
+            "at least 3 on each side|No cell",
+        ),
+    ],
+)
+def test_refusals_of_a_selection(topic_model: SCE2TM, args: tuple, options: dict, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        topic_model.select_topics(*args, **options)
+
+
+def test_untrained_models_refuse(stimulated: AnnData) -> None:
+    adata = stimulated.copy()
+    SCE2TM.setup_anndata(adata)
+    model = SCE2TM(adata, n_topics=4)
+    for ask in (
+        lambda: model.select_topics("condition", "stim", "ctrl"),
+        lambda: model.perturb_topics(topics=["Topic_0"]),
+    ):
+        with pytest.raises(NotTrainedError):
+            ask()
