@@ -20,6 +20,7 @@ from cellsmith.model.sce2tm.module import SCE2TMModule
 from cellsmith.model.sce2tm.queries import QueryMixin
 from cellsmith.model.sce2tm.query import QueryMappingMixin
 from cellsmith.model.sce2tm.report import topic_result
+from cellsmith.model.sce2tm.sampling import SamplingMixin
 from cellsmith.model.sce2tm.training import TrainingMixin
 from cellsmith.model.sce2tm.views import check_view
 
@@ -66,7 +67,7 @@ POSITIVE = (
 NOT_NEGATIVE = ("ecr_weight", "cross_weight", "balance_weight")
 
 
-class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, CodingMixin, TrainingMixin, CellModel):
+class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, CodingMixin, TrainingMixin, CellModel):
     """Topics of gene expression that can be read, guided by outside knowledge, and perturbed.
 
     Every cell is a mixture of topics (rows of proportions sum to one), every topic a ranking of genes that does not
