@@ -78,6 +78,22 @@ def test_unassemble_inverts_assemble(n: int, d: int, with_library: bool) -> None
         assert torch.equal(u, u_back)
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
+def test_log_evidence_is_exact_where_the_posterior_is_gaussian(noise: float) -> None:
+    # x = A z + noise e with orthogonal columns of A: the posterior is Gaussian with a diagonal covariance.
+    generator = torch.Generator().manual_seed(0)
+    a = torch.linalg.qr(torch.randn(7, 3, generator=generator, dtype=torch.float64))[0] * torch.tensor([0.5, 1.0, 4.0])
+    x = 3.0 * torch.randn(20, 7, generator=generator, dtype=torch.float64)
+    variance = 1.0 / (1.0 + a.square().sum(dim=0) / noise**2)
+    z = (x @ a) * variance / noise**2
+    normal = torch.distributions.Normal
+    likelihood = normal(z @ a.T, noise).log_prob(x).sum(dim=1)
+    found = eq.log_evidence(likelihood, normal(0.0, 1.0).log_prob(z).sum(dim=1), variance.sqrt().expand(20, 3))
+    covariance = a @ a.T + noise**2 * torch.eye(7, dtype=torch.float64)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(7, dtype=torch.float64), covariance).log_prob(x)
+    torch.testing.assert_close(found, exact)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_interpolation_ends_at_its_ends(weight: float) -> None:
     a, b = torch.randn(2, 4, 3)

@@ -70,6 +70,11 @@ def test_the_posterior_is_that_of_the_minified_cells(kind: str, scanvi: bool, ma
     cells = new.generate(40, condition={"cell_type": "type_0"}, post_guidance="cycle")
     assert cells.X.sum(axis=1).min() >= 1
     assert np.isfinite(new.get_log_density(n_steps=5)).all()
+    if kind == KEPT:
+        assert np.isfinite(new.get_log_density(counts=True, n_steps=5)).all()
+    else:
+        with pytest.raises(SetupError, match="counts of these cells are gone"):
+            new.get_log_density(counts=True)
     # The source and its cells are as they were.
     assert source.adata is mini
     assert set(mini.uns) == uns
@@ -132,6 +137,7 @@ def test_cells_with_counts_can_be_queried(make: Make) -> None:
         rows = full.obs_names.get_indexer(cells.obs_names)
         np.testing.assert_allclose(new.get_latent_representation(cells), expected[rows], atol=1e-4)
         assert np.isfinite(new.get_log_density(cells, n_steps=3)).all()
+        assert np.isfinite(new.get_log_density(cells, counts=True, n_steps=3)).all()
         again = cells.copy()
         np.testing.assert_allclose(new.get_latent_representation(again), expected[rows], atol=1e-4)
     moved = new.translate(full[:15].copy(), {"cell_type": "type_1"})

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import torch
 from anndata import AnnData, read_h5ad
 from scvi.criticism import PosteriorPredictiveCheck
+from scvi.distributions import NegativeBinomial
 
 from cellsmith import _compat
 from cellsmith._errors import DataWarning, SetupError
@@ -292,6 +294,33 @@ def test_conditional_density_prefers_the_right_label(model: SCLD) -> None:
     right = model.get_log_density(conditional=True, n_steps=10)
     assert right.mean() > model.get_log_density(wrong, conditional=True, n_steps=10).mean()
     np.testing.assert_allclose(model.get_log_density(n_steps=10), model.get_log_density(wrong, n_steps=10), atol=1e-4)
+
+
+def test_log_density_of_counts_finds_shuffled_genes(model: SCLD) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    auc = {}
+    for axis in (0, 1):
+        fake = model.adata.copy()
+        fake.X = scipy.sparse.csr_matrix(np.random.default_rng(0).permuted(model.adata.X.toarray(), axis=axis))
+        for counts in (False, True):
+            scores = [model.get_log_density(a, counts=counts, n_steps=10) for a in (model.adata, fake)]
+            auc[axis, counts] = roc_auc_score(np.repeat([1, 0], 240), np.concatenate(scores))
+    # Genes shuffled within every cell; shuffled among cells, they keep their own distributions and are harder to find.
+    assert auc[1, True] >= 0.95
+    assert auc[0, True] >= auc[0, False] + 0.3
+
+
+def test_log_density_of_counts_is_the_sum_of_its_terms(model: SCLD) -> None:
+    cells, module = model.adata[:6].copy(), model.module
+    x, (table, _) = cells.X.toarray(), model._encode(cells)
+    mean = model.decode(table["mean"], library_size=x.sum(axis=1), batch=cells.obs["batch"], output="mean")
+    theta = module.autoencoder.log_theta.exp().detach()
+    likelihood = NegativeBinomial(mu=torch.from_numpy(mean), theta=theta).log_prob(torch.from_numpy(x)).sum(dim=1)
+    encoder = torch.distributions.Normal(table["mean"], table["sd"]).log_prob(table["mean"]).sum(dim=1)
+    scales = torch.cat([module.latent_scale, module.library_scale.reshape(1)])
+    expected = model.get_log_density(cells, n_steps=5) + (likelihood - encoder - scales.log().sum()).numpy()
+    np.testing.assert_allclose(model.get_log_density(cells, counts=True, n_steps=5), expected, rtol=1e-4)
 
 
 # --- the queries of scvi-tools ---------------------------------------------------------------------------------------

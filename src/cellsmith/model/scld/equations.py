@@ -10,6 +10,7 @@ w (n, d + 1) standardised latents with the standardised log total; log-likelihoo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "gaussian_kl",
     "interpolate_embeddings",
     "latent_statistics",
+    "log_evidence",
     "moment_statistics",
     "standardise",
     "unassemble",
@@ -89,6 +91,26 @@ def assemble(z_standard: Tensor, u: Tensor | None) -> Tensor:
 def unassemble(w: Tensor, n_latent: int) -> tuple[Tensor, Tensor | None]:
     """Inverse of :func:`assemble`."""
     return (w, None) if w.shape[1] == n_latent else (w[:, :n_latent], w[:, n_latent])
+
+
+def log_evidence(log_likelihood: Tensor, log_prior: Tensor, sd: Tensor) -> Tensor:
+    """E22: log p(x) of every cell (n,), nats, from its posterior mean z.
+
+    The identity log p(x) = log p(x | z) + log p(z) - log p(z | x) holds at every z; the encoder's Gaussian stands in
+    for the posterior, at its mean, where its log density needs the standard deviations only (Chib, 1995,
+    doi:10.1080/01621459.1995.10476635). Without that last term the answer would be a density of x and z.
+
+    Parameters
+    ----------
+    log_likelihood
+        log p(x | z) (n,), nats.
+    log_prior
+        log p(z) (n,), nats, in the units of z.
+    sd
+        Posterior standard deviations (n, d).
+    """
+    at_mean = -(sd.log() + 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
+    return log_likelihood + log_prior - at_mean
 
 
 def interpolate_embeddings(start: Tensor, end: Tensor, weight: float) -> Tensor:
@@ -209,6 +231,15 @@ DEVIATIONS = (
         "the ODE of E22 is solved in x = y / sqrt(1 + sigma^2), and traces come from vector-Jacobian products",
         "x keeps unit scale from the clean to the noisiest level; one forward pass serves all directions of the trace",
         "tests/theory/test_diffusion.py::test_log_density_of_a_gaussian",
+    ),
+    Deviation(
+        "log density of counts",
+        "not stated",
+        "get_log_density(counts=True) adds log p(x | z) - log q(z | x) at the posterior mean to the log density of the "
+        "state (E22), which makes it one of the counts",
+        "the encoder maps a cell whose genes were shuffled to a state that may be as common as any; only its counts "
+        "say that it is none",
+        "tests/model/scld/test_queries.py::test_log_density_of_counts_finds_shuffled_genes",
     ),
     Deviation(
         "post-guidance",

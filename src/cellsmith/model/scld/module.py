@@ -240,6 +240,11 @@ class SCLDModule(BaseModuleClass):
         z = z * self.latent_scale + self.latent_centre
         return z, None if u is None else u * self.library_scale + self.library_centre
 
+    def log_volume(self) -> Tensor:
+        """E9, E10: log of the volume in units of latents and log totals that one unit of w stands for."""
+        joint = self.library_model == "joint"
+        return self.latent_scale.log().sum().cpu() + (self.library_scale.log().cpu() if joint else 0.0)
+
     def embed(
         self,
         network: Denoiser,

@@ -18,6 +18,7 @@ from cellsmith._rng import Streams, isolated, resolve_seed
 from cellsmith.data.splits import CellReader
 from cellsmith.math import edm
 from cellsmith.model._base import _drop_foreign_uuid
+from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld import generation as gen
 from cellsmith.model.scld.registration import check_object, lacks_counts, needs_plain_manager, plain_manager
 from cellsmith.model.scld.request import Request
@@ -175,9 +176,9 @@ class ObservedMixin:
 
     @torch.no_grad()
     def get_log_density(
-        self, adata: AnnData | None = None, *, conditional: bool = False, n_steps: int = 50
+        self, adata: AnnData | None = None, *, conditional: bool = False, counts: bool = False, n_steps: int = 50
     ) -> np.ndarray:
-        """Log density of cells under the diffusion; low means unlike the training cells (E22).
+        """Log density of cells under the model; low means unlike the training cells (E22).
 
         Parameters
         ----------
@@ -185,16 +186,30 @@ class ObservedMixin:
             Cells; None is the training object.
         conditional
             Given the covariates of each cell, rather than over the whole population.
+        counts
+            Also ask whether the counts fit their state: log density of counts and log total, rather than of the
+            state alone. It finds cells whose genes do not belong together, which the encoder maps to states as
+            common as any; it falls with the depth of a cell, so compare cells of similar totals.
         n_steps
             Noise levels of the probability-flow ODE.
 
         Returns
         -------
-        (n,) nats, of the standardised state.
+        (n,) nats: of the standardised state and log total, with ``counts`` of the counts and the log total.
+
+        Raises
+        ------
+        SetupError
+            With ``counts``, for cells whose counts are gone.
         """
         self._require_trained("get_log_density")
-        module = self.module
-        table, _ = self._encode(self.adata if adata is None else adata)
+        module, adata = self.module, self.adata if adata is None else adata
+        if counts and lacks_counts(adata, self.registry["setup_args"].get("layer")):
+            raise SetupError(
+                "The counts of these cells are gone: they are minified. Type counts=False, or hand over cells that "
+                "have counts."
+            )
+        table, _ = self._encode(adata)
         w = module.to_state(table["mean"].to(module.device), table["log_library"].to(module.device))
         network = module.ema_denoiser
         if conditional:
@@ -206,4 +221,18 @@ class ObservedMixin:
         def denoiser(y: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
             return edm.denoise(network, y, sigma, cond=cond, prediction=module.prediction, prior=module.prior)
 
-        return edm.log_density(denoiser, w, sigmas, cond=cond).cpu().numpy()
+        of_state = edm.log_density(denoiser, w, sigmas, cond=cond).cpu()
+        if not counts:
+            return of_state.numpy()
+        likelihood = self._log_likelihood(adata, table["mean"])
+        return eq.log_evidence(likelihood, of_state - module.log_volume(), table["sd"].double()).numpy()
+
+    def _log_likelihood(self, adata: Any, z: Tensor) -> Tensor:
+        """Return log p(x | z, l, s) (n,) of cells at latents z (n, d), nats."""
+        module, parts = self.module, []
+        reader = CellReader(self.get_anndata_manager(self._validate_anndata(adata), required=True))
+        for start in range(0, len(reader), gen.CHUNK):
+            rows = np.arange(start, min(start + gen.CHUNK, len(reader)))
+            tensors = {k: v.to(module.device) for k, v in reader[rows].items()}
+            parts.append(module.log_prob(tensors, z[rows].to(module.device)).cpu().double())
+        return torch.cat(parts)
