@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cellsmith.math.transport.adjoint import plan_adjoint
+from cellsmith.math.transport.partial import sinkhorn_partial
 from cellsmith.math.transport.plan import Plan
 from cellsmith.math.transport.scaling import sinkhorn
 
-__all__ = ["Plan", "sinkhorn"]
+__all__ = ["Plan", "plan_adjoint", "sinkhorn", "sinkhorn_partial"]

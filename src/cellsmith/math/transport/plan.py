@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cellsmith._errors import SetupError
 
-__all__ = ["Plan", "checked_masses", "checked_positive"]
+__all__ = ["Plan", "checked_equal", "checked_masses", "checked_positive"]
 
 _UNEQUAL = 1e-4  # relative difference of two totals that are meant to be equal: float32 sums of some 10^5 masses
 
@@ -73,14 +73,18 @@ def checked_masses(cost: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tens
     return masses[0], masses[1]
 
 
-def checked_equal(row: Tensor, col: Tensor) -> None:
-    """Refuse row and column masses whose totals differ, with a :class:`~cellsmith._errors.SetupError`."""
+def checked_equal(row: Tensor, col: Tensor) -> Tensor:
+    """Return col (C,) with the total of row (R,): unequal by rounding, potentials would grow with every sweep.
+
+    Raises :class:`~cellsmith._errors.SetupError` where the totals differ by more.
+    """
     a, b = float(row.sum()), float(col.sum())
     if abs(a - b) > _UNEQUAL * max(a, b):
         raise SetupError(
             f"Found masses with totals {a:g} (row) and {b:g} (col), expected equal ones: scale them, or give a finite "
             "col_penalty."
         )
+    return col * (a / b)
 
 
 def checked_positive(name: str, value: float, *, finite: bool = True) -> None:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from cellsmith._errors import SetupError, nearest
 from cellsmith.math.transport.adjoint import ImplicitPlan, UnrolledPlan
+from cellsmith.math.transport.peer import pot_potential
 from cellsmith.math.transport.plan import Plan, checked_equal, checked_masses, checked_positive
 from cellsmith.math.transport.sweeps import Problem, run
 
 __all__ = ["sinkhorn"]
 
 Stop = Literal["potential", "marginal"]
+Solver = Literal["log", "pot"]
 Gradient = Literal["envelope", "unrolled", "implicit"]
 
 
@@ -29,6 +31,7 @@ def sinkhorn(
     stop: Stop = "potential",
     max_sweeps: int = 200,
     gradient: Gradient = "envelope",
+    solver: Solver = "log",
     start: Tensor | None = None,
 ) -> Plan:
     """Solve entropic optimal transport, P = argmin <P, D> - epsilon H(P) + col_penalty KL(P^T 1 : col), P 1 = row.
@@ -58,6 +61,9 @@ def sinkhorn(
         What flows back to ``cost`` through the plan. ``"envelope"``: nothing, so that the derivative of <P, D> is P.
         ``"unrolled"``: the derivative of the sweeps that were done. ``"implicit"``: that of the exact optimum, in
         memory independent of the number of sweeps. Potentials carry a gradient with ``"unrolled"`` only.
+    solver
+        ``"log"``: ours. ``"pot"``: Python Optimal Transport on the CPU, for comparison; our sweeps start where it
+        stopped, so that the test and ``n_sweeps`` are of them. Not with ``"unrolled"``.
     start
         ``(C,)`` column potential to begin with, such as that of a slightly different cost; None: zeros. Not with
         ``"unrolled"``, whose derivative needs the whole path.
@@ -69,20 +75,25 @@ def sinkhorn(
     Raises
     ------
     SetupError
-        If shapes, masses or numbers are out of range, a word is unknown, or ``start`` meets ``"unrolled"``.
+        If shapes, masses or numbers are out of range, a word is unknown, or ``start`` or ``solver="pot"`` meets
+        ``"unrolled"``.
+    MissingExtraError
+        If POT is asked for and not installed.
     """
     row, col = checked_masses(cost, row, col)
     checked_positive("epsilon", epsilon)
     checked_positive("col_penalty", col_penalty, finite=False)
     checked_positive("tol", tol)
-    _check_words(stop, gradient, start)
+    _check_words(stop, gradient, solver, started=start is not None)
     ratio = epsilon / col_penalty  # 0 where columns are fixed
     if ratio == 0:
-        checked_equal(row, col)
+        col = checked_equal(row, col)
     with torch.no_grad():
         limit = tol / epsilon if stop == "potential" else tol
         problem = Problem(cost.detach() / epsilon, row, col, ratio, stop, limit)
         v = torch.zeros_like(col) if start is None else start.detach() / epsilon
+        if solver == "pot":
+            v = pot_potential(problem, max_sweeps=max_sweeps)
         plan, path = run(problem, v, max_sweeps=max_sweeps, keep_path=gradient == "unrolled")
         f, g = path.u[-1][-1] * epsilon, path.v[-1][-1] * epsilon
     if gradient == "unrolled":
@@ -92,15 +103,16 @@ def sinkhorn(
     return Plan(plan, f, g, path.n_sweeps, path.converged)
 
 
-def _check_words(stop: str, gradient: str, start: Tensor | None) -> None:
+def _check_words(stop: str, gradient: str, solver: str, *, started: bool) -> None:
     for name, value, valid in (
         ("stop", stop, ("potential", "marginal")),
         ("gradient", gradient, ("envelope", "unrolled", "implicit")),
+        ("solver", solver, ("log", "pot")),
     ):
         if value not in valid:
             raise SetupError(f"{name}={value!r} is not known. {nearest(value, valid)}")
-    if start is not None and gradient == "unrolled":
+    if gradient == "unrolled" and (started or solver == "pot"):
         raise SetupError(
-            "Found start with gradient='unrolled', expected None: a warm start shortens the path that is "
-            "differentiated. Type gradient='implicit'."
+            f"Found gradient='unrolled' with {'start' if started else 'solver=pot'}, expected sweeps from zero, whose "
+            "whole path is differentiated. Type gradient='implicit'."
         )
