@@ -8,6 +8,7 @@ turns them into coordinates. ``refine``, ``rank_rules``, ``distances``, ``diagno
 
 from __future__ import annotations
 
+from cellsmith.math.gram._rows import row_view
 from cellsmith.math.gram.blocks import (
     Block,
     Blocks,
@@ -114,6 +115,7 @@ __all__ = [
     "projections",
     "regress",
     "row_blocks",
+    "row_view",
     "select_blocks",
     "self_term",
     "shared_counts",

@@ -44,7 +44,7 @@ class Block(ABC):
 
     @abstractmethod
     def take(self, cells: Any, features: Any) -> Block:
-        """Return the block of some rows and features; each a slice, a boolean mask, an index array, or None for all."""
+        """Return the block of some rows and features; cells: a slice or a boolean mask; None for all."""
 
     @abstractmethod
     def centred(self, means: npt.NDArray[Any], *, dtype: Any = np.float32) -> Centred:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from cellsmith.math.gram._rows import as_rows, row_of_entries, row_sums, tiles, transposed, view
+from cellsmith.math.gram._rows import as_rows, row_of_entries, row_sums, row_view, tiles, transposed
 
 __all__ = ["Centred"]
 
@@ -124,7 +124,7 @@ class CentredObserved(Centred):
 
     def tile_dot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop] @ b``."""
-        return np.asarray(view(self.matrix, start, stop) @ b)
+        return np.asarray(row_view(self.matrix, start, stop) @ b)
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop].T @ b``."""
@@ -135,10 +135,10 @@ class CentredObserved(Centred):
         return np.asarray(self.matrix[rows].toarray())
 
     def _mask(self, start: int, stop: int) -> sp.csr_matrix:
-        rows = view(self.matrix, start, stop)
+        rows = row_view(self.matrix, start, stop)
         if self.weights is None:
-            return view(rows, 0, stop - start, np.ones(rows.nnz, dtype=self.dtype))
-        return view(self.matrix, start, stop, self.weights.astype(self.dtype))
+            return row_view(rows, 0, stop - start, np.ones(rows.nnz, dtype=self.dtype))
+        return row_view(self.matrix, start, stop, self.weights.astype(self.dtype))
 
     def inner_rows(self, rows: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[Any] | None]:
         """Return some rows, and what to subtract from each."""
@@ -159,7 +159,7 @@ class CentredObserved(Centred):
         """Z + (1 - M) * (scores basis^T) as CSR plus low rank."""
         fit = _fit_at(self.matrix, scores, basis)
         fit = fit if self.weights is None else fit * self.weights
-        sparse = view(self.matrix, 0, self.shape[0], (self.matrix.data - fit).astype(self.dtype))
+        sparse = row_view(self.matrix, 0, self.shape[0], (self.matrix.data - fit).astype(self.dtype))
         return _Filled(sparse, scores.astype(self.dtype), basis.astype(self.dtype))
 
 
@@ -185,7 +185,7 @@ class CentredFewMissing(Centred):
 
     def tile_dot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop] @ b``."""
-        return np.asarray(view(self.matrix, start, stop) @ b - self.shift @ b)
+        return np.asarray(row_view(self.matrix, start, stop) @ b - self.shift @ b)
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``Z[start:stop].T @ b``."""
@@ -205,7 +205,7 @@ class CentredFewMissing(Centred):
         """Gram matrices of the basis rows that each cell observed."""
         products = _pairs(basis, np.float64)
         return _unfold(
-            basis.shape[1], products.sum(axis=0) - view(self.missing, start, stop).astype(np.float64) @ products
+            basis.shape[1], products.sum(axis=0) - row_view(self.missing, start, stop).astype(np.float64) @ products
         )
 
     def row_weights(self) -> Array:
@@ -215,7 +215,7 @@ class CentredFewMissing(Centred):
     def filled(self, scores: npt.NDArray[Any], basis: npt.NDArray[Any]) -> Centred:
         """Z + Q * (scores basis^T): the fit enters at the missing entries only."""
         fit = _fit_at(self.missing, scores, basis) * self.missing.data
-        more = view(self.missing, 0, self.shape[0], fit.astype(self.dtype))
+        more = row_view(self.missing, 0, self.shape[0], fit.astype(self.dtype))
         matrix = as_rows(self.matrix + more).astype(self.dtype)
         return CentredFewMissing(matrix, self.shift, self.missing, self.squares, self.norms)
 
@@ -292,7 +292,7 @@ class _Filled(Centred):
 
     def tile_dot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``F[start:stop] @ b``."""
-        return np.asarray(view(self.matrix, start, stop) @ b + self.scores[start:stop] @ (self.basis.T @ b))
+        return np.asarray(row_view(self.matrix, start, stop) @ b + self.scores[start:stop] @ (self.basis.T @ b))
 
     def tile_tdot(self, b: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
         """``F[start:stop].T @ b``."""

@@ -126,12 +126,8 @@ def top_eigenpairs(
         raise SetupError(f"n_latent={k}, expected 1 to {n}, the number of cells.")
     if n <= exact_below:
         return _exact(operator, k)
-    width = min(n, k + oversample)
-    block = generator.standard_normal((n, width))
-    if start is not None:
-        guess = np.asarray(start)[:, :width]
-        block[:, : guess.shape[1]] = guess
-    return block_krylov(operator.apply, n, k, start=block.astype(operator.dtype), tol=tol, max_iter=max_iter, step=step)
+    block = _start_block(n, min(n, k + oversample), start, generator).astype(operator.dtype)
+    return block_krylov(operator.apply, n, k, start=block, tol=tol, max_iter=max_iter, step=step)
 
 
 def block_krylov(
@@ -280,6 +276,14 @@ def _exact(operator: Operator, k: int) -> Eigen:
     images = gram @ vectors[:, :k]
     residuals = np.linalg.norm(images - vectors[:, :k] * values[:k], axis=0)
     return Eigen(values[:k].copy(), vectors[:, :k].copy(), images, residuals, (), values)
+
+
+def _start_block(n: int, width: int, guess: npt.NDArray[Any] | None, generator: np.random.Generator) -> Array:
+    block = generator.standard_normal((n, width))
+    if guess is not None:
+        known = np.asarray(guess)[:, :width]
+        block[:, : known.shape[1]] = known
+    return block
 
 
 def _symmetric(x: Array) -> Array:

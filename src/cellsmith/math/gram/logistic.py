@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith.math.gram.probability import Rank1Probability, ScalarProbability, sigmoid
+from cellsmith.math.gram.probability import Rank1Probability, ScalarProbability, margins_of
 from cellsmith.math.gram.statistics import check_live
 
 __all__ = ["fit_logistic"]
@@ -85,10 +85,8 @@ def _alternate(
     b = np.zeros(col_value.size)
     history: list[float] = []
     for _ in range(max_rounds):
-        p = sigmoid(a[:, None] + b[None, :])
-        a, row_error = _newton(a, p @ col_size - row_value, (p * (1 - p)) @ col_size)
-        p = sigmoid(a[:, None] + b[None, :])
-        b, col_error = _newton(b, row_size @ p - col_value, row_size @ (p * (1 - p)))
+        a, row_error = _newton(a, row_value, *margins_of(a, b, col_size))
+        b, col_error = _newton(b, col_value, *margins_of(b, a, row_size))
         # only a + b counts: the mean of b moves over to a
         shift = (b @ col_size) / n_features
         a, b = a + shift, b - shift
@@ -100,8 +98,9 @@ def _alternate(
     return np.clip(a, -_LIMIT, _LIMIT), np.clip(b, -_LIMIT, _LIMIT), history
 
 
-def _newton(x: Array, gap: Array, slope: Array) -> tuple[Array, float]:
+def _newton(x: Array, target: Array, total: Array, slope: Array) -> tuple[Array, float]:
     """One clipped step; the error leaves out parameters that press against the limit."""
+    gap = total - target
     step = np.clip(gap / np.maximum(slope, 1e-12), -1.0, 1.0)
     held = ((x >= _LIMIT) & (gap < 0)) | ((x <= -_LIMIT) & (gap > 0))
     error = float(np.max(np.abs(np.where(held, 0.0, gap)), initial=0.0))

@@ -21,12 +21,13 @@ __all__ = [
     "Rank1Probability",
     "ScalarProbability",
     "TableProbability",
+    "margins_of",
     "sigmoid",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 FLOOR = 1e-3  # lowest p: below it, an inverse overlap is noise
-_ENTRIES = 1 << 22  # probabilities formed at once
+_ENTRIES = 1 << 20  # probabilities formed at once
 
 
 class Probability(ABC):
@@ -380,6 +381,25 @@ def sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
 
 
+def margins_of(t: Array, features: Array, sizes: Array) -> tuple[Array, Array]:
+    """Return the sums over d of sizes_d p_d and of sizes_d p_d (1 - p_d) for p_d = sigmoid(t + f_d), both (m,).
+
+    Parameters
+    ----------
+    t
+        (m,).
+    features, sizes
+        f (D,), and how often each feature counts, (D,).
+    """
+    total, slope = np.empty(t.size), np.empty(t.size)
+    for i, j in tiles(t.size, max(1, _ENTRIES // max(1, features.size))):
+        p = sigmoid(t[i:j, None] + features[None, :])
+        total[i:j] = p @ sizes
+        p *= 1.0 - p
+        slope[i:j] = p @ sizes
+    return total, slope
+
+
 def _solve_scalars(counts: Array, features: Array) -> Array:
     """Solve for a: sum_d sigmoid(a + b_d) = count, by safeguarded Newton; |a| <= 8."""
     distinct, where = np.unique(counts, return_inverse=True)
@@ -388,10 +408,10 @@ def _solve_scalars(counts: Array, features: Array) -> Array:
     low, high = np.full(distinct.size, -8.0), np.full(distinct.size, 8.0)
     a = np.clip(np.log((target.clip(0) + 0.5) / (free.size - target + 1).clip(0.5)), -8, 8)
     for _ in range(60):
-        p = sigmoid(a[:, None] + free[None, :])
-        gap = p.sum(axis=1) - target
+        total, slope = margins_of(a, free, np.ones(free.size))
+        gap = total - target
         low, high = np.where(gap < 0, a, low), np.where(gap > 0, a, high)
-        step = a - gap / np.maximum((p * (1 - p)).sum(axis=1), 1e-12)
+        step = a - gap / np.maximum(slope, 1e-12)
         # outside the bracket Newton overshot: halve the bracket instead
         new = np.where((step > low) & (step < high), step, 0.5 * (low + high))
         new = np.where((a >= 8) & (gap < 0), 8.0, np.where((a <= -8) & (gap > 0), -8.0, new))

@@ -10,7 +10,16 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from cellsmith._errors import SetupError
-from cellsmith.math.gram._rows import as_rows, lookup, row_of_entries, row_sums, same_pattern, tiles, view
+from cellsmith.math.gram._rows import (
+    as_rows,
+    kept_rows,
+    lookup,
+    row_of_entries,
+    row_sums,
+    row_view,
+    same_pattern,
+    tiles,
+)
 from cellsmith.math.gram.blocks import Bad, Block
 from cellsmith.math.gram.centred import Centred, CentredDense, CentredFewMissing, CentredObserved
 
@@ -97,10 +106,10 @@ class _Observed(Block):
         return self.values.shape[0], self.values.shape[1]
 
     def _mask(self, start: int, stop: int) -> sp.csr_matrix:
-        rows = view(self.values, start, stop)
+        rows = row_view(self.values, start, stop)
         first, last = self.values.indptr[start], self.values.indptr[stop]
         data = np.ones(rows.nnz) if self.weights is None else self.weights[first:last].astype(np.float64)
-        return view(rows, 0, stop - start, data)
+        return row_view(rows, 0, stop - start, data)
 
     def mask_dot(self, b: npt.NDArray[Any]) -> Array:
         parts = [self._mask(i, j) @ b for i, j in tiles(self.shape[0])]
@@ -134,7 +143,7 @@ class _Observed(Block):
         values = _cut(self.values, cells, features)
         if self.weights is None:
             return _Observed(values, None)
-        weights = _cut(view(self.values, 0, self.shape[0], self.weights), cells, features)
+        weights = _cut(row_view(self.values, 0, self.shape[0], self.weights), cells, features)
         return _Observed(values, weights.data)
 
     def centred(self, means: npt.NDArray[Any], *, dtype: Any = np.float32) -> Centred:
@@ -153,7 +162,7 @@ class _Observed(Block):
             squares[i:j] = row_sums(starts, square * weight)
             norms[i:j] = row_sums(starts, square * weight**2)
             data[part] *= self.weights[part]
-        return CentredObserved(view(x, 0, self.shape[0], data), self.weights, squares, norms)
+        return CentredObserved(row_view(x, 0, self.shape[0], data), self.weights, squares, norms)
 
     def without(self, rows: Index, features: Index) -> Block:
         place = _places(self.values, rows, features)
@@ -170,11 +179,11 @@ class _Observed(Block):
         drawn = np.lexsort((generator.random(order.size), self.values.indices))
         data = np.empty_like(self.values.data)
         data[order] = self.values.data[drawn]
-        return _Observed(view(self.values, 0, self.shape[0], data), self.weights)
+        return _Observed(row_view(self.values, 0, self.shape[0], data), self.weights)
 
     def entries(self, start: int, stop: int) -> tuple[Index, Index, Array, Array]:
         mask = self._mask(start, stop)
-        value = view(self.values, start, stop).data.astype(np.float64)
+        value = row_view(self.values, start, stop).data.astype(np.float64)
         return row_of_entries(mask) + start, mask.indices.astype(np.int64), value, mask.data
 
 
@@ -215,7 +224,7 @@ class _FewMissing(Block):
         squares = whole - row_sums(q.indptr, q.data * gone)
         norms = whole - row_sums(q.indptr, (2 * q.data - q.data**2) * gone)
         # (1 - Q) * (X - mu) = [X - Q * X + Q * mu] - 1 mu^T: what stands in brackets is sparse
-        filled = view(q, 0, self.shape[0], q.data * (mu[q.indices] - lacking))
+        filled = row_view(q, 0, self.shape[0], q.data * (mu[q.indices] - lacking))
         matrix = as_rows(x + filled).astype(dtype)
         return CentredFewMissing(
             matrix, mu.astype(dtype), self.missing, np.maximum(squares, 0.0), np.maximum(norms, 0.0)
@@ -306,7 +315,7 @@ def observed_block(values: Any, observed: Any = None) -> Block:
         m.eliminate_zeros()
     weights = None if bool(np.all(m.data == 1)) else m.data.astype(np.float32)
     if not same_pattern(x, m):
-        x = view(m, 0, m.shape[0], lookup(x, m))
+        x = row_view(m, 0, m.shape[0], lookup(x, m))
     return _Observed(x, weights)
 
 
@@ -328,7 +337,7 @@ def missing_block(values: Any, missing: Any = None) -> Block:
     x = as_rows(values)
     if missing is None:
         nan = np.isnan(x.data) if np.issubdtype(x.dtype, np.floating) else np.zeros(x.nnz, dtype=bool)
-        q = view(x, 0, x.shape[0], nan.astype(np.float32)).copy()
+        q = row_view(x, 0, x.shape[0], nan.astype(np.float32)).copy()
         q.eliminate_zeros()
     else:
         q = as_rows(missing)
@@ -338,7 +347,7 @@ def missing_block(values: Any, missing: Any = None) -> Block:
         q.eliminate_zeros()
     gone = lookup(q, x) == 1
     if gone.any():
-        x = view(x, 0, x.shape[0], np.where(gone, 0, x.data))
+        x = row_view(x, 0, x.shape[0], np.where(gone, 0, x.data))
     return _FewMissing(x, q)
 
 
@@ -367,17 +376,18 @@ def _first_bad_stored(x: sp.csr_matrix, data: npt.NDArray[Any], weights: npt.NDA
 
 
 def _cut(x: Any, cells: Any, features: Any) -> Any:
-    out = x if cells is None else view(x, *_bounds(cells, x)) if _is_run(cells, x) else x[cells]
-    return out if features is None else out[:, features]
+    if cells is not None:
+        x = _rows(x, cells)
+    return x if features is None else x[:, features]
 
 
-def _is_run(cells: Any, x: Any) -> bool:
-    return isinstance(cells, slice) and cells.step in (None, 1) and sp.issparse(x)
-
-
-def _bounds(cells: slice, x: Any) -> tuple[int, int]:
-    start, stop, _ = cells.indices(x.shape[0])
-    return start, stop
+def _rows(x: Any, cells: Any) -> Any:
+    if not sp.issparse(x):
+        return x[cells]
+    if isinstance(cells, slice):
+        start, stop, _ = cells.indices(x.shape[0])
+        return row_view(x, start, stop)
+    return kept_rows(x, cells)
 
 
 def _places(x: sp.csr_matrix, rows: Index, features: Index) -> Index:

@@ -71,7 +71,7 @@ def _regressed(blocks: gram.Blocks, x: Array, features: npt.NDArray[np.int64], *
     targets: Array = np.zeros((features.size, k))
     for start, block in blocks():
         for i in range(0, block.shape[0], _ROWS):
-            part = block.take(slice(i, min(i + _ROWS, block.shape[0])), None).take(None, features)
+            part = block.take(slice(i, min(i + _ROWS, block.shape[0])), features)
             rows = x[start + i : start + i + part.shape[0]]
             grams += part.mask_tdot(rows[:, first] * rows[:, second])
             targets += part.centred(means, dtype=dtype).tdot(rows)

@@ -158,10 +158,7 @@ def _block(x: Any, mask: Mask, start: int, stop: int, *, absent: npt.NDArray[np.
                 f'mask="zero" found NaN in row {start + row}; expected values without NaN. '
                 'Type mask="nan", or fill what should be a zero.'
             )
-        if not values.data.all():
-            values = values.copy()
-            values.eliminate_zeros()
-        return gram.observed_block(values, _ones_like(values))
+        return gram.observed_block(values)
     if not sp.issparse(x):
         return gram.dense_block(x, None if mask == "nan" else _known(absent, x))
     gone = _absent_pattern(x.shape, absent)
@@ -227,7 +224,3 @@ def _entries(x: Any, chosen: npt.NDArray[np.bool_]) -> sp.csr_matrix:
     kept = sp.csr_matrix((chosen.astype(np.float32), x.indices, x.indptr), shape=x.shape, copy=True)
     kept.eliminate_zeros()
     return kept
-
-
-def _ones_like(x: Any) -> sp.csr_matrix:
-    return sp.csr_matrix((np.ones(x.nnz, np.float32), x.indices, x.indptr), shape=x.shape)

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from cellsmith._errors import SetupError
+from cellsmith.math import gram
 
 __all__ = ["Rows", "aligned_rows", "chunk_bounds", "dense", "rows_of", "whole"]
 
@@ -94,10 +95,9 @@ def _in_memory(x: Any, where: str) -> Rows:
         if not held.has_canonical_format:
             held = held.copy()
             held.sum_duplicates()
-        # scipy copies a slice, even of everything.
-        part = lambda start, stop: held if start == 0 and stop == n else held[start:stop]
         stored = (held.dtype.itemsize + held.indices.itemsize) * held.nnz / max(n, 1)
-        return Rows((n, d), lambda start, stop: _floating(part(start, stop), where), max(1.0, stored))
+        # a view: scipy would copy the slice, even of everything
+        return Rows((n, d), lambda start, stop: _floating(gram.row_view(held, start, stop), where), max(1.0, stored))
     return Rows((n, d), lambda start, stop: _floating(_plain(x[start:stop]), where), max(1.0, 8.0 * d))
 
 

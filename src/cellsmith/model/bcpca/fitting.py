@@ -171,7 +171,6 @@ def _with_others(job: Job, part: Part, answer: Answer) -> Answer:
         groups=None if job.groups is None else job.groups[others],
         design=None if job.designs[0] is None else job.designs[0][others],
         known=None if answer.probability else lambda cells: observed.given(job, part, numbers[cells]),
-        in_memory=job.source.in_memory,
     )
     found = place(answer, asked, dtype=job.options["dtype"])
     latent, overlap = answer.latent.copy(), answer.overlap.copy()

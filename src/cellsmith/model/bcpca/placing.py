@@ -28,15 +28,12 @@ class Asked:
         Standardised covariates (m, q), or None.
     known
         Their probabilities of the live features, from cell numbers, where the caller gave them; else None.
-    in_memory
-        Whether a pass costs nothing.
     """
 
     blocks: gram.Blocks
     groups: np.ndarray | None = None
     design: np.ndarray | None = None
     known: Callable[[np.ndarray], gram.Probability] | None = None
-    in_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def place(answer: Answer, asked: Asked, *, dtype: str) -> Placed:
     some = counts > 1e-6
     if some.any():
         blocks = blocks if some.all() else gram.select_blocks(blocks, cells=some)
-        z = gram.centred_blocks(blocks, answer.means, dtype=np.dtype(dtype), keep=asked.in_memory)
+        z = gram.centred_blocks(blocks, answer.means, dtype=np.dtype(dtype))
         probability = _probability(answer, asked, blocks, counts=counts[some], some=some)
         overlap[some] = _mean_overlap(probability, answer.col_means)
         if answer.basis.size:

@@ -89,7 +89,7 @@ class QueryMixin:
         design = None
         if self.covariates_ is not None:
             design = design_matrix(self._carrier(adata).obs, self.covariates_["cells"])
-        asked = Asked(source.blocks, self._groups(adata), design, in_memory=source.in_memory)
+        asked = Asked(source.blocks, self._groups(adata), design)
         placed = place(answer, asked, dtype=self.options_["dtype"])
         lost = int(np.isnan(placed.latent).all(axis=1).sum())
         if lost:
