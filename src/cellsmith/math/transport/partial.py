@@ -61,10 +61,7 @@ def sinkhorn_partial(
         scaled = cost.detach() / epsilon
         whole = [mass >= total * (1 - _ALL) for total in totals]
         # all of a side is exactly that: unequal by rounding, multipliers would grow with every sweep
-        row, col = (
-            side * (mass / total) if all_ else side
-            for side, total, all_ in zip((row, col), totals, whole, strict=False)
-        )
+        row, col = row * (mass / totals[0] if whole[0] else 1.0), col * (mass / totals[1] if whole[1] else 1.0)
         goal = torch.cat((row, col, row.new_tensor([mass])))
         cap = torch.full_like(goal, math.inf)
         for side, all_ in zip(cap.split((*cost.shape, 1)), whole, strict=False):
