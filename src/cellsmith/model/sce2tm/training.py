@@ -72,6 +72,7 @@ class TrainingMixin:
         self.module.mass_factor.fill_(factor)
         if self.module.n_levels and self._cells is not None:
             self._hold_single_cells()
+        self._note_empty_cells()
         self.view_ = None
         if self._external_key is not None:
             self._index_view(streams)
@@ -98,6 +99,18 @@ class TrainingMixin:
                 weights = (sparse.diags(eq.PER_CELL / np.maximum(totals, 1.0)) @ weights).log1p()
             total, n = total + float(weights.sum()), n + counts.shape[0]
         return max(total / n, 1e-6)
+
+    def _note_empty_cells(self) -> None:
+        """Warn of cells that show the model nothing: they have a total, but no count in any modelled gene."""
+        if self._cells is None:
+            return
+        empty = np.flatnonzero(np.diff(self._cells.counts.indptr) == 0)
+        if len(empty):
+            self._note(
+                f"{len(empty)} cells have no count in any of the {len(self.gene_index_)} modelled genes (first: "
+                f"{self.adata.obs_names[empty[0]]!r}). Their topics are equal, with confidence 0.",
+                DataWarning,
+            )
 
     def _hold_single_cells(self) -> None:
         """Keep the offset of a level with one training cell at 0: it would learn that cell by heart."""
@@ -181,9 +194,9 @@ class TrainingMixin:
         self._cells = self._neighbors = None
 
     def _external_matrix(self) -> Any:
-        if self.adata is None:
+        if self.adata is None or self._datamodule is not None:
             raise SetupError(
-                "An external view is read from the training object, but this model has none. Type "
+                "An external view is read from the training object, but these cells come from a data module. Type "
                 "SCE2TM.setup_anndata(adata, external_obsm_key=None) to train without it."
             )
         return views.external_matrix(self.adata, self.registry["setup_args"])
