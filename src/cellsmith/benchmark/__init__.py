@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = attach(
         "annotation": "._annotation.compare",
         "missingness": "._missingness.compare",
         "synthesis": "._synthesis.quality",
+        "topics": "._topics.compare",
     },
 )

@@ -25,6 +25,7 @@ TOPICS = {
     "synthesis": "write new cells: SCLD",
     "annotation": "refine the scores of a classifier: GRIT",
     "missingness": "embed cells with missing entries: BC-PCA",
+    "topics": "topics of gene expression: scE2TM",
 }
 """Topic -> what its line of the help says; the code is in ``_<topic>/command.py``."""
 
