@@ -193,6 +193,14 @@ def test_values_and_gradients_stay_finite(scale, gradient):
     assert torch.isfinite(cost.grad).all()
 
 
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
+def test_a_cost_with_nan_gives_a_gradient_of_nan(gradient):
+    cost = costs(dtype=torch.float32)
+    cost[2, 3] = math.nan
+    found = gradient_of(cost, gradient)
+    assert found.isnan().any()
+
+
 def test_nothing_flows_where_nothing_should():
     cost = costs().requires_grad_()
     found = sinkhorn(cost, *masses(6, 11), epsilon=0.05)

@@ -88,7 +88,7 @@ def explained_variance(y: npt.ArrayLike, indices: npt.ArrayLike) -> float:
     mean = np.zeros_like(values)
     for neighbor in table.T:  # a place at a time: no (n, k, d) array
         mean += values[neighbor]
-    return 1.0 - float(((values - mean / table.shape[1]) ** 2).sum()) / total
+    return float(1.0 - ((values - mean / table.shape[1]) ** 2).sum() / total)
 
 
 def neighbor_overlap(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -112,7 +112,7 @@ def neighbor_overlap(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     if len(first) != len(second):
         raise SetupError(f"Found tables of {len(first)} and {len(second)} cells, expected the same cells.")
     common = sum(int((first == neighbor[:, None]).sum()) for neighbor in second.T)
-    return common / (len(first) * min(first.shape[1], second.shape[1]))
+    return float(common / (len(first) * min(first.shape[1], second.shape[1])))
 
 
 def permuted_table(indices: npt.ArrayLike, order: npt.ArrayLike) -> _Indices:
@@ -137,7 +137,7 @@ def permuted_table(indices: npt.ArrayLike, order: npt.ArrayLike) -> _Indices:
     table, places = _checked(indices), np.asarray(order)
     if places.shape != (len(table),) or not np.array_equal(np.sort(places), np.arange(len(table))):
         raise SetupError(f"Found an order of shape {places.shape}, expected a permutation of {len(table)} rows.")
-    return np.argsort(places).astype(np.int32)[table[places]]
+    return np.asarray(np.argsort(places)[table[places]], dtype=np.int32)
 
 
 def _checked(indices: Any) -> _Indices:
@@ -150,4 +150,4 @@ def _checked(indices: Any) -> _Indices:
     if wrong.any():
         i, s = np.argwhere(wrong)[0]
         raise SetupError(f"Found neighbor {table[i, s]} of cell {i}, expected other cells from 0 to {n - 1}.")
-    return table.astype(np.int32, copy=False)
+    return np.asarray(table, dtype=np.int32)

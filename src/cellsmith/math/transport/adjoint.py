@@ -44,8 +44,8 @@ def plan_adjoint(plan: Tensor, given: Tensor, *, ratio: float = 0.0) -> Tensor:
 
 def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor:
     """Return plan * (s + t - given) where rows are the shorter side; factors stand before the two diagonals."""
-    wide = plan.to(torch.float64)
-    flow = wide * given
+    wide = plan.to("cpu" if plan.device.type == "mps" else plan.device, torch.float64)  # Apple's GPUs have no float64
+    flow = wide * given.to(wide.device)
     row, col = factors[0] * wide.sum(1), factors[1] * wide.sum(0)
     share = wide / col
     schur = torch.diag(row) - share @ wide.T
@@ -55,9 +55,11 @@ def _solved(plan: Tensor, given: Tensor, factors: tuple[float, float]) -> Tensor
     schur.diagonal().add_(_RIDGE * unit)
     flow_col = flow.sum(0)
     right = flow.sum(1) - share @ flow_col
+    if not torch.isfinite(right).all():
+        return torch.full_like(plan, torch.nan)  # the loss is NaN already; whoever trains says where it came from
     s = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(schur))[:, 0]
     t = (flow_col - wide.T @ s) / col
-    return torch.add(s[:, None], t, out=share).mul_(wide).sub_(flow).to(plan.dtype)  # share is not needed again
+    return torch.add(s[:, None], t, out=share).mul_(wide).sub_(flow).to(plan)  # share is free again
 
 
 def sweep_adjoint(problem: Problem, u: Tensor, v: Tensor, *, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
