@@ -153,6 +153,36 @@ def test_map_puts_topics_among_their_genes() -> None:
     assert [int(name[1:]) // 5 for name in named] == [k for k in range(K) for _ in range(2)]
 
 
+def enriched(adata: AnnData, rows: list[tuple]) -> AnnData:
+    names = ("topic", "term", "overlap", "p_value", "fdr")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+    table = {name: np.array(c, dtype=object if name in ("topic", "term") else float) for name, c in columns.items()}
+    _record.write(adata, "sce2tm_enrich", _record.Result(method="sce2tm_enrich", uns={"table": table}))
+    return adata
+
+
+def test_enrichment_shows_the_best_sets_of_every_topic(adata: AnnData) -> None:
+    rows = [
+        ("Topic_1", "A/B", 4, 1e-6, 1e-5),
+        ("Topic_1", "C", 3, 1e-4, 1e-3),
+        ("Topic_1", "not drawn", 2, 0.01, 0.04),
+        ("Topic_3", "C", 2, 1e-3, 1e-2),
+        ("Topic_3", "weak", 1, 0.1, 0.5),
+    ]
+    axes = pl.topic_enrichment(enriched(adata, rows), n_terms=2)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "3"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["A/B", "C"]
+    (dots,) = axes.collections
+    np.testing.assert_allclose(dots.get_offsets(), [[0, 0], [0, 1], [1, 1]])
+    np.testing.assert_allclose(dots.get_array(), [5, 3, 2])
+    assert np.argmax(dots.get_sizes()) == 0
+
+
+def test_nothing_enriched_says_so(adata: AnnData) -> None:
+    axes = pl.topic_enrichment(enriched(adata, []))
+    assert axes.texts[0].get_text() == "no gene set with an adjusted p-value up to 0.05"
+
+
 def test_refusals_say_what_to_type(adata: AnnData) -> None:
     with pytest.raises(SetupError, match="Did you mean 'kind'"):
         pl.topic_heatmap(adata, "kinds")

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
         "synthetic_lfc": "._synthesis",
         "synthetic_overview": "._synthesis",
         "synthetic_report": "._synthesis",
+        "topic_enrichment": "._topics",
         "topic_genes": "._topics",
         "topic_heatmap": "._topics",
         "topic_map": "._topics",

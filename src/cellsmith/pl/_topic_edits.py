@@ -13,7 +13,7 @@ from cellsmith.pl import _style as style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["topic_number", "topic_perturbation"]
+__all__ = ["SMALLEST", "topic_number", "topic_perturbation"]
 
 N_UNTOUCHED = 4  # topics beside the edited ones whose shares are drawn, for comparison
 SMALLEST = 1e-300  # a p-value below what a double holds

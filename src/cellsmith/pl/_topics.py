@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.spatial.distance import cdist
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith.pl import _style as style
-from cellsmith.pl._topic_edits import topic_number, topic_perturbation
+from cellsmith.pl._topic_edits import SMALLEST, topic_number, topic_perturbation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["n_topics_curve", "topic_genes", "topic_heatmap", "topic_map", "topic_perturbation"]
+__all__ = ["n_topics_curve", "topic_enrichment", "topic_genes", "topic_heatmap", "topic_map", "topic_perturbation"]
 
 SHADES = "Blues"  # one hue from white: reads the same with and without colour vision, and zero stays quiet
 PANELS = {
@@ -26,6 +27,7 @@ PANELS = {
     "redundancy": "redundant topics\n(lower is better)",
     "stability": "agreement of seeds\n(higher is better)",
 }
+LETTERS = 48  # of the name of a gene set
 LIMITS = {"redundancy": 0.2, "stability": 0.6}  # the bounds that sce2tm_choose_n_topics asks for
 
 
@@ -98,8 +100,8 @@ def topic_genes(
 
     Returns
     -------
-    The Axes: one row a topic, its genes by falling loading beta. Dark: the gene belongs to this topic alone (1); light:
-    it is shared. A gene that is in the rows of two topics is in italics.
+    The Axes: one row a topic, its genes by falling loading beta. White: the gene is shared evenly by all topics; the
+    darker, the more of it belongs to this one. A gene that is in the rows of two topics is in italics.
 
     Raises
     ------
@@ -125,7 +127,9 @@ def topic_genes(
     wide = 0.2 + 0.085 * max(letters, 7)
     [axes] = style.panels(ax, 1, size=(1.2 + wide * n_columns, 1.0 + 0.24 * len(shown)))
     shade = np.array([[beta[g, names.index(t)] for g in row] for t, row in zip(shown, rows, strict=True)])
-    image = axes.pcolormesh(shade, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    # from the even share: how far loadings rise above it depends on the length of training, their order hardly
+    low, high = 1 / len(names), max(shade.max(), 1.01 / len(names))
+    image = axes.pcolormesh(shade, cmap=SHADES, vmin=low, vmax=high, edgecolors="white", linewidth=1.2)
     for i, row in enumerate(rows):
         for j, g in enumerate(row):
             axes.text(
@@ -136,16 +140,84 @@ def topic_genes(
                 va="center",
                 fontsize=8,
                 style="italic" if g in repeated else "normal",
-                color="white" if shade[i, j] > 0.6 else style.INK,
+                color="white" if shade[i, j] - low > 0.6 * (high - low) else style.INK,
             )
     axes.set_yticks(np.arange(len(shown)) + 0.5, [topic_number(t) for t in shown])
     axes.set_xticks(np.arange(n_columns) + 0.5, [str(j + 1) for j in range(n_columns)])
     axes.invert_yaxis()
     axes.set(xlabel="rank", ylabel="topic")
-    axes.figure.colorbar(image, ax=axes, label="loading", pad=0.015, fraction=0.03, aspect=30)
+    axes.figure.colorbar(
+        image, ax=axes, label=f"loading (white: even share, {low:.2g})", pad=0.015, fraction=0.03, aspect=30
+    )
     style.tidy(axes)
     axes.tick_params(length=0, labelsize=8)
     axes.spines[["left", "bottom"]].set_visible(False)
+    return axes
+
+
+def topic_enrichment(
+    adata: Any, key: str = "sce2tm_enrich", *, n_terms: int = 3, fdr: float = 0.05, ax: Axes | None = None
+) -> Axes:
+    """Draw which gene sets topics are enriched in.
+
+    Parameters
+    ----------
+    adata
+        Object with the table of :func:`cellsmith.tl.sce2tm_enrich` or :func:`cellsmith.tl.sce2tm_gsea`.
+    key
+        Its key.
+    n_terms
+        Most gene sets a topic, those of the smallest adjusted p-values.
+    fdr
+        Largest adjusted p-value.
+    ax
+        Axes to draw into; None makes a figure.
+
+    Returns
+    -------
+    The Axes: gene sets in rows, topics in columns; only topics and sets with a dot are shown. Larger: more common genes
+    (of GSEA, a larger set); darker: a smaller adjusted p-value.
+
+    Raises
+    ------
+    SetupError
+        If there is no such table.
+
+    Examples
+    --------
+    >>> cellsmith.pl.topic_enrichment(adata, fdr=0.01)  # doctest: +SKIP
+    """
+    table = _record.read(adata, key).get("table", {})
+    if "term" not in table or "fdr" not in table:
+        raise SetupError(f".uns[{key!r}] holds no enrichment; expected the table of cellsmith.tl.sce2tm_enrich.")
+    hits = pd.DataFrame(dict(table))
+    hits = hits[hits["fdr"] <= fdr]
+    topics = list(dict.fromkeys(hits["topic"]))
+    best = hits.sort_values(["fdr", "p_value"], kind="stable").groupby("topic", sort=False).head(n_terms)
+    terms = list(dict.fromkeys(term for topic in topics for term in best.loc[best["topic"] == topic, "term"]))
+    hits = hits[hits["term"].isin(terms)]
+    letters = max((len(str(t)) for t in terms), default=10)
+    width = 2.2 + 0.075 * min(letters, LETTERS) + 0.26 * max(len(topics), 4)
+    [axes] = style.panels(ax, 1, size=(width, 1.3 + 0.23 * max(len(terms), 4)))
+    if hits.empty:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"no gene set with an adjusted p-value up to {fdr:g}", ha="center", color=style.SOFT)
+        return axes
+    x, y = hits["topic"].map(topics.index), hits["term"].map(terms.index)
+    sizes = hits["overlap"] if "overlap" in hits else hits["set_size"]
+    strength = -np.log10(np.maximum(hits["fdr"], SMALLEST))
+    area = 20 + 130 * sizes / sizes.max()
+    dots = axes.scatter(x, y, s=area, c=strength, cmap=SHADES, vmin=0, edgecolors=style.SOFT, linewidths=0.5)
+    axes.set_xticks(range(len(topics)), [topic_number(t) for t in topics], rotation=90)
+    axes.set_yticks(range(len(terms)), [_cut(t) for t in terms])
+    axes.set_xlim(-0.7, len(topics) - 0.3)
+    axes.set_ylim(len(terms) - 0.3, -0.7)
+    axes.set_xlabel("topic")
+    what = "common genes" if "overlap" in hits else "genes of the set"
+    axes.set_title(f"largest dot: {int(sizes.max())} {what}", loc="left", fontsize=9)
+    axes.figure.colorbar(dots, ax=axes, label="-log10 adjusted p-value", pad=0.02, fraction=0.04, aspect=25)
+    style.tidy(axes, grid="both")
+    axes.tick_params(length=0, labelsize=8)
     return axes
 
 
@@ -259,6 +331,11 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
     axes.set(xlabel="direction 1", ylabel="direction 2", xticks=[], yticks=[])
     style.tidy(axes)
     return axes
+
+
+def _cut(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
 
 
 def _classes(adata: Any, key: str) -> list[str]:

@@ -12,11 +12,13 @@ __getattr__, __dir__, __all__ = attach(
         "reject": "._reject",
         "rollup": "._rollup",
         "sce2tm": "._sce2tm",
+        "sce2tm_choose_n_topics": "._sce2tm_choose",
         "sce2tm_enrich": "._sce2tm_enrich",
         "sce2tm_gsea": "._sce2tm_enrich",
         "sce2tm_rank": "._sce2tm_compare",
         "sce2tm_survival": "._sce2tm_compare",
         "sce2tm_top_genes": "._sce2tm_tables",
+        "sce2tm_transfer": "._sce2tm_transfer",
         "scld": "._scld",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import torch
 from anndata import AnnData
 from scipy.special import softmax
 
+from cellsmith import tl
 from cellsmith._errors import DataWarning, NotTrainedError, SetupError
 from cellsmith.model import SCE2TM
 from cellsmith.model.sce2tm.query import match_genes
@@ -131,6 +133,26 @@ def test_refusals_of_a_query(topic_model: SCE2TM, query: AnnData) -> None:
     SCE2TM.setup_anndata(adata)
     with pytest.raises(NotTrainedError):
         SCE2TM(adata, n_topics=4).map_query(query)
+
+
+def test_transfer_writes_what_training_writes(topic_model: SCE2TM, query: AnnData, tmp_path) -> None:
+    part = query[:, ::-1][:, :80].copy()
+    copied = tl.sce2tm_transfer(part, model=topic_model, copy=True)
+    assert "sce2tm" not in part.uns
+    assert tl.sce2tm_transfer(part, model=topic_model) is None
+    found = topic_model.map_query(part)
+    np.testing.assert_array_equal(part.obsm["X_sce2tm"], found.theta)
+    np.testing.assert_array_equal(copied.obsm["sce2tm_mu"], found.mu)
+    np.testing.assert_allclose(part.obs["sce2tm_gene_overlap"], 0.8)
+    np.testing.assert_allclose(part.obs["sce2tm_confidence"], 0.8 * found.theta.max(axis=1), rtol=1e-6)
+    assert list(part.obs["sce2tm"]) == list(found.theta.idxmax(axis=1))
+    beta = topic_model.get_feature_by_topic().loc[part.var_names]
+    np.testing.assert_allclose(part.varm["sce2tm_loadings"], beta, rtol=1e-6)
+    part.write_h5ad(tmp_path / "query.h5ad")
+    stored = anndata.read_h5ad(tmp_path / "query.h5ad").uns["sce2tm"]
+    assert set(stored["query"]["missing"]) == set(found.missing)
+    assert len(found.missing) == 20
+    tl.sce2tm_top_genes(part, n=3)
 
 
 # --- new batches of the decoder ---
