@@ -137,6 +137,8 @@ def test_diversity_by_hand():
     assert found.bound == 1.0
     assert found.redundant.tolist() == [True, True, False]  # three of four in common
     assert found.redundancy == pytest.approx(2 / 3)
+    half = topics.diversity([["a", "b", "c", "d"], ["a", "b", "x", "y"]], 100)
+    assert half.redundancy == 0.0  # half of a list is not more than half
     assert topics.diversity(np.arange(10).reshape(2, 5), 10)[:4] == (1.0, 1.0, 1.0, 0.0)
 
 

@@ -74,7 +74,8 @@ def test_bound_is_that_of_the_modelled_genes(adata):
 def test_repeated_topics_warn(adata):
     adata.varm["sce2tm_loadings"][:, 1] = adata.varm["sce2tm_loadings"][:, 0]
     with pytest.warns(DataWarning, match="50% of the topics have more than half"):
-        report = topic_report(adata)
+        report = topic_report(adata, gene_sets=SETS)
+    assert report["published_quality"] == pytest.approx(0.5 * report["set_npmi"])
     assert report["redundancy"] == 0.5
     assert report["td_once"] == 0.5
     assert report["td_unique"] == 0.75
