@@ -74,9 +74,21 @@ def checked_masses(cost: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tens
 
 
 def checked_equal(row: Tensor, col: Tensor) -> Tensor:
-    """Return col (C,) with the total of row (R,): unequal by rounding, potentials would grow with every sweep.
+    """Return column masses with the total of the row masses: unequal by rounding, potentials would grow by each sweep.
 
-    Raises :class:`~cellsmith._errors.SetupError` where the totals differ by more.
+    Parameters
+    ----------
+    row, col
+        ``(R,)`` and ``(C,)`` masses.
+
+    Returns
+    -------
+    ``(C,)`` masses.
+
+    Raises
+    ------
+    SetupError
+        If the totals differ by more than rounding.
     """
     a, b = float(row.sum()), float(col.sum())
     if abs(a - b) > _UNEQUAL * max(a, b):
