@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import cellsmith
 from cellsmith._errors import SetupError
@@ -15,9 +16,11 @@ from cellsmith.benchmark._files import data_directory, split, variable_genes
 from cellsmith.benchmark._store import SYNTHESIS, TASKS, Store
 from cellsmith.benchmark._synthesis import bars, peers
 from cellsmith.benchmark._synthesis.augmentation import augmentation
+from cellsmith.benchmark._synthesis.density import shuffle_genes
 from cellsmith.benchmark._synthesis.report import report
 from cellsmith.benchmark._synthesis.scoring import Judge, composition_is_exact
 from cellsmith.benchmark._synthesis.speed import alternate
+from cellsmith.benchmark._synthesis.task_bars import TASK_BARS
 from cellsmith.benchmark._synthesis.transfer import frequent_types
 from cellsmith.metrics import evaluate_synthetic
 
@@ -136,8 +139,6 @@ def test_variable_genes_find_the_planted_ones():
     rng = np.random.default_rng(0)
     counts = rng.poisson(5.0, (300, 40)).astype(np.float32)
     counts[:150, [3, 17]] *= 6
-    from scipy import sparse
-
     assert variable_genes(sparse.csr_matrix(counts), 2).tolist() == [3, 17]
 
 
@@ -154,6 +155,69 @@ def test_frequent_types():
     found = frequent_types(adata, labels_key="cell_type", batch_key="batch", condition="batch_1")
     assert found[0] == "type_0"
     assert all((adata.obs["cell_type"][adata.obs["batch"] == "batch_1"] == t).sum() >= 100 for t in found)
+
+
+def test_shuffles_break_genes_and_keep_their_margins():
+    x = sparse.csr_matrix(np.random.default_rng(0).poisson(2.0, (30, 20)) + 1)
+    rng = np.random.default_rng(1)
+    within, among = (shuffle_genes(x, how, rng=rng).toarray() for how in ("within cells", "among cells"))
+    np.testing.assert_array_equal(np.sort(within, axis=1), np.sort(x.toarray(), axis=1))
+    np.testing.assert_array_equal(np.sort(among, axis=0), np.sort(x.toarray(), axis=0))
+    assert not np.array_equal(within, among)
+
+
+# task -> rows (task, file, variant, metric, value) that meet its bar; the last value is the one that breaks it below.
+GOOD_ROWS = {
+    "augmentation": [
+        ("augmentation (10 kept)", "a", "none", "macro_f1", 0.8),
+        ("augmentation (10 kept)", "a", "SCLD", "macro_f1", 0.8),
+        ("augmentation (10 kept)", "a", "oversampling", "rare_recall", 0.5),
+        ("augmentation (10 kept)", "a", "SCLD", "rare_recall", 0.6),
+    ],
+    "rare_types": [
+        ("rare_types", "a", "SCLD", "share_ratio_low", 0.6),
+        ("rare_types", "a", "SCLD", "share_ratio_high", 1.9),
+    ],
+    "unseen": [
+        ("unseen combination (x)", "a", "type only", "w2", 8.0),
+        ("unseen combination (x)", "a", "condition only", "w2", 9.0),
+        ("unseen combination (x)", "a", "additive", "w2", 7.0),
+    ],
+    "translate": [
+        ("translate (x)", "kang_ifnb", "v", "identity_r", 1.0),
+        ("translate (x)", "kang_ifnb", "v", "shift_r", 0.9),
+    ],
+    "interpolation": [("interpolation", "a", "v", "mid_share", 0.96), ("interpolation", "a", "v", "spearman", 0.99)],
+    "train on": [("train on synthetic", file, "SCLD", "tstr_ratio", 0.95) for file in "abcde"],
+    "donor": [
+        ("donor privacy", "a", "memoriser", "exact_copies", 0.9),
+        ("donor privacy", "a", "memoriser", "nearest_share", 0.7),
+        ("donor privacy", "a", "SCLD", "exact_copies", 0.0),
+        ("donor privacy", "a", "SCLD", "nearest_share", 0.5),
+        *(("donor privacy", "a", "SCLD", f"membership_auc_donor{end}", 0.5) for end in ("", "_low", "_high")),
+        ("donor privacy", "a", "SCLD", "membership_auc", 0.51),
+    ],
+    "pre_guidance": [
+        ("pre_guidance", "a", f"w = {w}", metric, value)
+        for w, value in (("0", 0.1), ("1", 0.2), ("1.5", 0.3), ("2", 0.4))
+        for metric in ("label_fidelity", "coverage", "lfc_slope")
+    ],
+    "state": [("log_density", "a", f"state, {how}", "auc", 0.97) for how in ("within cells", "among cells")],
+    "counts": [("log_density", "a", f"counts, {how}", "auc", 0.97) for how in ("within cells", "among cells")],
+}
+WRONG = {"rare_types": 2.1, "unseen": 8.5, "donor": 0.6}
+
+
+@pytest.mark.parametrize(("name", "bar"), zip(GOOD_ROWS, TASK_BARS, strict=True))
+def test_bars_of_tasks_pass_and_fail(name, bar):
+    def table(rows):
+        return pd.DataFrame([dict(zip(TASKS, (t, f, 0, v, m, x), strict=True)) for t, f, v, m, x in rows])
+
+    good = GOOD_ROWS[name]
+    assert bar.measure(table(good))[1]
+    bad = [*good[:-1], (*good[-1][:-1], WRONG.get(name, 0.01))]
+    assert not bar.measure(table(bad))[1]
+    assert bar.measure(table(GOOD_ROWS["rare_types" if name != "rare_types" else "unseen"])) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from cellsmith.benchmark._files import FILES
 from cellsmith.benchmark._store import SPEED, SYNTHESIS, TASKS, Store
 from cellsmith.benchmark._synthesis import peers
 from cellsmith.benchmark._synthesis.bars import OTHER_FILES, QUALITY, SPEED_BARS, Bar, mark
+from cellsmith.benchmark._synthesis.task_bars import TASK_BARS
 from cellsmith.benchmark._synthesis.tasks import TASKS as TASK_FILES
 from cellsmith.benchmark._synthesis.tasks import WRITTEN
 from cellsmith.metrics._bands import METRICS, PRIVACY_METRICS
@@ -210,6 +211,20 @@ def _speed(table: pd.DataFrame) -> str:
     return _grid(["quantity", "measured", "must (stretch)", "mark", "detail"], rows)
 
 
+def _task_bars(table: pd.DataFrame) -> str:
+    """Judge the tasks; a mark that does not rest on all files and seeds says so."""
+    rows = []
+    for bar in TASK_BARS:
+        wanted = len(bar.files or TASK_FILES[bar.task]) * len(SEEDS)
+        n_cuts = len(bar.rows(table)[["file", "seed"]].drop_duplicates())
+        text, met = bar.measure(table) or ("not run", None)
+        verdict = "" if met is None else "**pass**" if met else "**FAIL**"
+        if met is not None and n_cuts < wanted:
+            verdict += " so far"
+        rows.append([bar.title, text, bar.must, f"{n_cuts} of {wanted}", verdict])
+    return _grid(["task", "measured", "must", "cuts run", "mark"], rows)
+
+
 def _tasks(table: pd.DataFrame) -> str:
     parts = []
     for (task, file), rows in table.groupby(["task", "file"], sort=False):
@@ -270,7 +285,9 @@ def _page(quality: pd.DataFrame, fast: pd.DataFrame, tasks: pd.DataFrame, notes:
         ours = _judged(_Medians(quality, file, having="SCLD"), OTHER_FILES)
         out += [f"### {file}", "", ours, "", _all_generators(_Medians(quality, file)), ""]
     out += [] if ordered else ["Not run.", ""]
-    out += ["## Speed", "", _speed(fast), "", "## Tasks", "", _tasks(tasks)]
+    out += ["## Speed", "", _speed(fast), "", "## Tasks", ""]
+    out += ["Medians over the seeds that were run; the numbers behind them follow.", "", _task_bars(tasks), ""]
+    out += [_tasks(tasks)]
     out += ["## Not run", "", _absent(quality, tasks), "", "## Notes", "", notes.strip(), ""]
     return "\n".join(out)
 

@@ -11,6 +11,7 @@ from cellsmith._errors import SetupError, nearest
 from cellsmith.benchmark._files import FILES, Split, load, split
 from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._synthesis.augmentation import KEPT, augmentation
+from cellsmith.benchmark._synthesis.density import log_density
 from cellsmith.benchmark._synthesis.donors import donor_privacy
 from cellsmith.benchmark._synthesis.fits import Fits
 from cellsmith.benchmark._synthesis.guidance import post_guidance, pre_guidance, rare_types
@@ -40,6 +41,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "interpolation": ("klein_mes_1k", "paul15"),
     "teaching": ("pbmc_3tech", "kang_ifnb", "kang_stim_4samples", "pbmc_facs", "paul15", "klein_mes_1k"),
     "donors": ("kang_ctrl_8donors",),
+    "log_density": ("pbmc4k_10x", "kang_ifnb", "klein_mes_1k"),
 }
 """Task -> files on which it runs."""
 
@@ -119,6 +121,7 @@ def _run_cut(
         "post_guidance": post_guidance,
         "rare_types": rare_types,
         "teaching": teaching,
+        "log_density": log_density,
         "interpolation": lambda part, fits, s: interpolation(part, fits, s, ends=ENDS[part.file]),
     }
     part = split(adata, file=file, seed=seed, batch_key=_batch_of(file))
