@@ -107,6 +107,7 @@ def test_a_promise_that_cannot_be_kept_is_not_made(blood, noisy):
     adata = noisy.adata.copy()
     generator = np.random.default_rng(0)
     adata.obsm["grit_proba"] = generator.dirichlet(np.ones(noisy.scores.shape[1]), blood.n_obs)
+    adata.uns["grit"] = {"calibration": {"fitted": np.arange(5)}}
     task = cells.Task(adata, noisy.scores, noisy.judged)
     errors = cells.broken_promises(task, 0, level=0.05, delta=0.1, n_anchors=80, n_draws=10)
     assert np.isnan(errors).all()

@@ -6,16 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from cellsmith._errors import SetupError
 from cellsmith.math.conformal import (
     Threshold,
     accepted_wrong_threshold,
     apply_temperature,
-    confidence_grid,
     coverage_threshold,
+    first_share,
     fit_temperature,
+    fixed_sequences,
     nonconformity,
     prediction_set,
     selective_threshold,
@@ -200,17 +201,16 @@ def test_missing_confidences_are_never_accepted():
 # ------------------------------------------------------------------ selective
 
 
-def brute_selective(confidence, wrong, grid, level, delta):
-    """Walk down the grid with the Clopper-Pearson bound."""
-    needed, value = math.ceil(math.log(delta) / math.log(1 - level)), math.inf
-    for t in sorted(set(grid), reverse=True):
-        n, k = int((confidence >= t).sum()), int(((confidence >= t) & wrong).sum())
-        if n < needed:
-            continue
-        upper = 1.0 if k == n else beta.ppf(1 - delta, k + 1, n - k)
-        if upper > level:
-            break
-        value = t
+def brute_selective(confidence, wrong, sequences, level, delta):
+    """Walk along each sequence with the Clopper-Pearson bound."""
+    value = math.inf
+    for steps, part in sequences:
+        for t in steps:
+            n, k = int((confidence >= t).sum()), int(((confidence >= t) & wrong).sum())
+            upper = 1.0 if k == n else beta.ppf(1 - part * delta, k + 1, n - k)
+            if upper > level:
+                break
+            value = min(value, t)
     return value
 
 
@@ -222,31 +222,64 @@ def test_selective_equals_the_walk_with_the_exact_bound(level, delta):
         for power in (1, 4, 40):
             confidence = np.round(rng.random(m), 2)
             wrong = rng.random(m) > confidence ** (1 / power)
-            grid = confidence_grid(np.round(rng.random(1_000), 2), size=50)
-            mine = selective_threshold(confidence, wrong, grid, level=level, delta=delta)
+            cells = np.round(rng.random(1_000), 2)
+            order = fixed_sequences(cells, m, level=level, delta=delta, size=50)
+            mine = selective_threshold(confidence, wrong, order, level=level, delta=delta)
             found.append(mine.value)
-            assert mine.value == brute_selective(confidence, wrong, grid, level, delta)
+            assert mine.value == brute_selective(confidence, wrong, order, level, delta)
     assert math.inf in found
     assert min(found) < math.inf
 
 
+def test_selective_tests_in_the_order_that_it_is_given():
+    confidence, wrong = np.repeat([0.9, 0.5], 100), np.repeat([True, False], 100)
+    rates = {"level": 0.6, "delta": 0.1}
+    # the strict threshold accepts only wrong anchors; a walk the other way stops before it
+    assert selective_threshold(confidence, wrong, [([0.9, 0.5], 1)], **rates).value == math.inf
+    assert selective_threshold(confidence, wrong, [([0.5, 0.9], 1)], **rates).value == 0.5
+    assert selective_threshold(confidence, wrong, [([0.9], 0.5), ([0.5], 0.5)], **rates).value == 0.5
+    for parts in ((0.6, 0.5), (1.0, 0.0), ()):
+        with pytest.raises(SetupError, match="parts"):
+            selective_threshold(confidence, wrong, [([0.9], part) for part in parts], **rates)
+
+
 def test_selective_says_how_many_it_needs():
-    assert selective_threshold([], [], [0.5], level=0.05, delta=0.1) == Threshold(math.inf, 0, 45)
-    one_short = selective_threshold(np.ones(44), np.zeros(44), [0.5], level=0.05, delta=0.1)
+    one, rates = [([0.5], 1)], {"level": 0.05, "delta": 0.1}
+    assert selective_threshold([], [], one, **rates) == Threshold(math.inf, 0, 45)
+    one_short = selective_threshold(np.ones(44), np.zeros(44), one, **rates)
     assert (one_short.value, one_short.enough) == (math.inf, False)
-    assert selective_threshold(np.ones(45), np.zeros(45), [0.5], level=0.05, delta=0.1).value == 0.5
-    one_wrong = selective_threshold(np.ones(45), np.eye(1, 45)[0], [0.5], level=0.05, delta=0.1)
+    assert selective_threshold(np.ones(45), np.zeros(45), one, **rates).value == 0.5
+    one_wrong = selective_threshold(np.ones(45), np.eye(1, 45)[0], one, **rates)
     assert (one_wrong.value, one_wrong.enough) == (math.inf, True)
+    order = fixed_sequences(np.ones(9), 50, **rates)
+    assert selective_threshold(np.ones(50), np.zeros(50), order, **rates) == Threshold(1.0, 50, 50)
 
 
-def test_the_grid_knows_no_label_and_leaves_out_missing_cells():
+def test_sequences_know_no_label_and_leave_out_missing_cells():
     values = np.r_[np.random.default_rng(0).random(500).astype(np.float32), np.float32(np.nan)]
-    grid = confidence_grid(values, size=20)
-    assert grid.dtype == np.float32
-    assert len(grid) == 21
-    assert (np.diff(grid) < 0).all()
-    assert np.isin(grid, values).all()
-    assert confidence_grid([np.nan]).size == 0
+    (half, most), (quarter, rest) = fixed_sequences(values, 2_000, level=0.1, delta=0.1, size=20)
+    assert (most, rest) == (0.8, 0.2)
+    for steps, shares in ((half, np.arange(0.5, 1.01, 0.05)), (quarter, np.arange(0.25, 1.01, 0.05))):
+        assert steps.dtype == np.float32
+        assert np.isin(steps, values).all()
+        found = np.array([(values >= t).sum() / 500 for t in steps])
+        np.testing.assert_allclose(found, shares, atol=0.0021)
+        assert found[0] >= shares[0]
+        assert found[-1] == 1
+    empty = fixed_sequences([np.nan], 10, level=0.1, delta=0.1)
+    assert [steps.size for steps, _ in empty] == [0, 0]
+    assert selective_threshold([0.5], [False], empty, level=0.1, delta=0.1).value == math.inf
+
+
+def test_the_first_test_accepts_as_many_cells_as_it_takes_to_pass():
+    rates = {"level": 0.05, "delta": 0.1, "least": 0.5}
+    assert first_share(1_000, **rates) == 0.5
+    assert first_share(45, **rates) == first_share(3, **rates) == 1.0
+    share = first_share(60, **rates)  # 45 of 60 have to be accepted
+    assert share > 45 / 60
+    assert binom.sf(44, 60, share) == pytest.approx(0.95)
+    lowest = np.min([steps[0] for steps, _ in fixed_sequences(np.arange(100), 10, level=0.05, delta=0.1)])
+    assert lowest == 0
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 5, math.nan])
@@ -254,11 +287,11 @@ def test_a_level_is_an_error_rate(level):
     for call in (
         lambda: coverage_threshold([0.1], level),
         lambda: accepted_wrong_threshold([0.1], [True], level),
-        lambda: selective_threshold([0.1], [True], [0.1], level=level, delta=0.1),
+        lambda: selective_threshold([0.1], [True], [([0.1], 1)], level=level, delta=0.1),
     ):
         with pytest.raises(SetupError, match=r"Type for example level=0\.05"):
             call()
     with pytest.raises(SetupError, match="delta"):
-        selective_threshold([0.1], [True], [0.1], level=0.1, delta=level)
+        selective_threshold([0.1], [True], [([0.1], 1)], level=0.1, delta=level)
     with pytest.raises(SetupError, match="2 confidences and 1 outcomes"):
         accepted_wrong_threshold([0.1, 0.2], [True], 0.1)

@@ -9,8 +9,8 @@ import pytest
 
 from cellsmith.math.conformal import (
     accepted_wrong_threshold,
-    confidence_grid,
     coverage_threshold,
+    fixed_sequences,
     nonconformity,
     selective_threshold,
 )
@@ -31,10 +31,26 @@ class Population:
         self.n = n
         self.confidence, self.wrong = p.max(axis=1), p.argmax(axis=1) != y
         self.score = nonconformity(p, y)
-        self.grid = confidence_grid(self.confidence)
+        self._orders = {}
         order = np.argsort(self.confidence)
         self._sorted = self.confidence[order]
         self._errors_above = np.r_[self.wrong[order][::-1].cumsum()[::-1], 0]
+
+    def selective(self, anchors, *, level: float, delta: float = 0.1) -> float:
+        """Threshold from these anchors, in the order of tests that the package takes."""
+        order = self.order(len(anchors), level, delta)
+        found = selective_threshold(self.confidence[anchors], self.wrong[anchors], order, level=level, delta=delta)
+        return found.value
+
+    def order(self, m: int, level: float, delta: float):
+        key = (m, level, delta)
+        if key not in self._orders:
+            self._orders[key] = fixed_sequences(self.confidence, m, level=level, delta=delta)
+        return self._orders[key]
+
+    def grid(self, start: float) -> np.ndarray:
+        """Thresholds that accept from a share of the cells up to all of them."""
+        return np.quantile(self.confidence, 1 - np.linspace(start, 1, 100), method="lower")
 
     def draws(self, m: int):
         rng = np.random.default_rng(m)
@@ -90,33 +106,54 @@ def test_share_of_accepted_and_wrong_is_controlled_in_the_mean(cells, m, level):
 @pytest.mark.parametrize("m", SIZES)
 @pytest.mark.parametrize(("level", "delta"), [(0.05, 0.1), (0.1, 0.1), (0.2, 0.2)])
 def test_error_among_accepted_exceeds_the_level_in_few_draws(cells, m, level, delta):
-    violated = [
-        cells.error_rate(
-            selective_threshold(cells.confidence[i], cells.wrong[i], cells.grid, level=level, delta=delta).value
-        )
-        > level
-        for i in cells.draws(m)
-    ]
+    violated = [cells.error_rate(cells.selective(i, level=level, delta=delta)) > level for i in cells.draws(m)]
     assert np.mean(violated) <= delta + 3 * proportion_error(delta)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.2])
 def test_many_anchors_accept_nearly_what_an_oracle_would(level):
     cells = Population(strangers=0.0)
-    kept = (cells.confidence >= min(t for t in cells.grid if cells.error_rate(t) <= level)).mean()
+    grid = cells.grid(0.01)
+    kept = (cells.confidence >= min(t for t in grid if cells.error_rate(t) <= level)).mean()
     shares = []
     for i in cells.draws(1_000):
-        t = selective_threshold(cells.confidence[i], cells.wrong[i], cells.grid, level=level, delta=0.1).value
+        t = cells.selective(i, level=level)
         shares.append((cells.confidence >= t).mean())
     assert np.median(shares) >= kept - 0.10, (np.median(shares), kept)
+
+
+@pytest.mark.parametrize("start", [0.2, 0.5, 0.8])
+def test_the_promise_holds_wherever_the_tests_start(cells, start):
+    """Also where the error rate does not fall as the threshold rises: here the surest cells are the wrong ones."""
+    level, delta, steps = 0.1, 0.1, cells.grid(start)
+    for sign in (1, -1):
+        order, confidence = [(steps if sign == 1 else -steps[::-1], 1)], sign * cells.confidence
+        violated = []
+        for i in cells.draws(100):
+            t = selective_threshold(confidence[i], cells.wrong[i], order, level=level, delta=delta).value
+            accepted = confidence >= t
+            violated.append(bool(accepted.any()) and cells.wrong[accepted].mean() > level)
+        assert np.mean(violated) <= delta + 3 * proportion_error(delta)
+
+
+def test_starting_in_the_middle_accepts_more_than_starting_at_the_top(cells):
+    level, shares = 0.2, {0.1: [], 0.5: [], None: []}
+    grids = {start: cells.grid(start) for start in (0.1, 0.5)}
+    for i in cells.draws(300):
+        for start, kept in shares.items():
+            order = [(grids[start], 1)] if start else cells.order(300, level, 0.1)
+            t = selective_threshold(cells.confidence[i], cells.wrong[i], order, level=level, delta=0.1).value
+            kept.append((cells.confidence >= t).mean())
+    assert np.mean(shares[0.5]) > np.mean(shares[0.1])
+    assert np.mean(shares[None]) > np.mean(shares[0.1])
 
 
 def test_confidence_that_means_nothing_is_accepted_with_probability_delta():
     """The hardest case: every threshold has an error rate just above the level, so any acceptance is a violation."""
     rng, level, delta = np.random.default_rng(0), 0.1, 0.1
-    grid = np.linspace(0, 1, 50)
+    order = fixed_sequences(np.linspace(0, 1, 1_000), 200, level=level, delta=delta)
     accepted = [
-        selective_threshold(rng.random(200), rng.random(200) < level + 1e-9, grid, level=level, delta=delta).value
+        selective_threshold(rng.random(200), rng.random(200) < level + 1e-9, order, level=level, delta=delta).value
         < math.inf
         for _ in range(DRAWS)
     ]
@@ -126,9 +163,9 @@ def test_confidence_that_means_nothing_is_accepted_with_probability_delta():
 
 def test_the_rule_of_thumb_fails_where_the_tests_hold(cells):
     """Taking the lowest threshold whose error on the anchors is fine breaks the promise, so these checks can fail."""
-    level, violated = 0.1, []
+    level, violated, grid = 0.1, [], cells.grid(0.01)[::4]
     for i in cells.draws(100):
         confidence, wrong = cells.confidence[i], cells.wrong[i]
-        fine = [t for t in cells.grid[::4] if (confidence >= t).any() and wrong[confidence >= t].mean() <= level]
+        fine = [t for t in grid if (confidence >= t).any() and wrong[confidence >= t].mean() <= level]
         violated.append(bool(fine) and cells.error_rate(min(fine)) > level)
     assert np.mean(violated) > 0.1 + 3 * proportion_error(0.1)

@@ -267,7 +267,7 @@ def test_reject_with_anchors(done: AnnData) -> None:
     record = adata.uns["grit"]["rejection"]
     assert record["target"] == "selective"
     assert record["assumption"] == "exchangeable anchors"
-    assert record["m"] == (adata.obs["anchors"] != "unknown").sum()
+    assert record["m"] == (adata.obs["anchors"] != "unknown").sum() - 50  # which fitted the temperature
     assert list(adata.obs["grit_reason"].cat.categories) == ["", "ambiguous", "novel"]
     assert (adata.obs["grit_reason"] == "").sum() == accepted.n_obs
     assert "flow" in adata.uns["grit"]
@@ -312,7 +312,7 @@ def test_reject_says_when_nothing_can_be_accepted(done: AnnData) -> None:
     with pytest.warns(DataWarning, match="nothing can be accepted"):
         cellsmith.tl.reject(adata, level=0.001)
     assert adata.obs["grit_rejected"].all()
-    assert "of 2302" in adata.uns["grit"]["rejection"]["reason"]
+    assert "of 2525" in adata.uns["grit"]["rejection"]["reason"]
 
 
 def test_reject_notices_other_cells_and_another_graph(done: AnnData) -> None:

@@ -218,9 +218,12 @@ def broken_promises(task: Task, seed: int, *, level: float, delta: float, n_anch
     Error rates of accepted cells that were not revealed, shape ``(n_draws,)``; NaN where no cell is accepted.
     """
     from cellsmith.model.grit.rejection import with_anchors as reject
+    from cellsmith.model.grit.summary import shares
 
-    pool = np.flatnonzero(task.judged)
-    proba = task.adata.obsm["grit_proba"][pool]
+    calibration = task.adata.uns["grit"]["calibration"]
+    # cells that set the scale of the confidence must not set the threshold, too
+    pool = np.setdiff1d(np.flatnonzero(task.judged), calibration["fitted"])
+    proba = shares(task.adata.obsm["grit_proba"], "prob", calibration.get("temperature"))[pool]
     truth = pd.Index(task.scores.columns).get_indexer(task.adata.obs["cell_type"].astype(str))[pool]
     wrong, generator = proba.argmax(axis=1) != truth, Streams(seed).numpy("repeats")
     errors = np.full(n_draws, np.nan)

@@ -89,7 +89,7 @@ def _compute(context: Context) -> _Run:
             if draw == 0:
                 tasks[name] = task
                 everyone = replace(task, judged=untaught)
-                rejections += _reject(context, everyone, task, name, n_anchors=n_anchors, n_repeats=n_repeats)
+                rejections += _reject(context, everyone, task, name, n_repeats=n_repeats)
     for source, name in TRANSFERS.items():
         context.say(f"naming the cells of one condition with a classifier {name.replace(chr(10), ' ')}")
         task = cells.run_grit(context, cells.transfer(adata, context.seed, source=source))
@@ -112,13 +112,14 @@ def _score(task: cells.Task) -> dict[str, float]:
 
 
 def _reject(
-    context: Context, everyone: cells.Task, task: cells.Task, name: str, *, n_anchors: int, n_repeats: int
+    context: Context, everyone: cells.Task, task: cells.Task, name: str, *, n_repeats: int
 ) -> list[dict[str, float | str]]:
     """Reject at each level with the anchors at hand, and see how often the promise fails with others."""
     from cellsmith import tl
     from cellsmith.metrics import annotation_report
 
     rows: list[dict[str, float | str]] = []
+    n_anchors = len(task.adata.uns["grit"]["calibration"]["anchors"])
     for level in LEVELS:
         with warnings.catch_warnings():
             # that nothing could be accepted stands in the table
@@ -284,6 +285,7 @@ def _sureness(context: Context, run: _Run) -> list[Block]:
         key: annotation_report(judged, key=key, labels_key="cell_type", n_boot=0) for key in ("grit_raw", "grit")
     }
     rows = [row for row in run.rejections if row["situation"] == NOISY.replace("\n", " ")]
+    n_fitted = len(run.tasks[NOISY].adata.uns["grit"]["calibration"]["fitted"])
     picture = context.picture(
         "annotation_risk",
         pictures.risk_coverage(
@@ -294,8 +296,7 @@ def _sureness(context: Context, run: _Run) -> list[Block]:
         title="How wrong are the surest names? (weak classifier, 100 genes)",
         how_to_read="Sort the cells by confidence and name only the surest: to the right, the share of cells that get "
         "a name; upwards, how many of these names are wrong. Lower is better. The right end is naming everybody. The "
-        "dashed lines are promised error rates, the black marks what the rejection kept for them. (The marks lie near "
-        "the curve and not on it: the rejection sorts by the scores before their calibration.)",
+        "dashed lines are promised error rates, the black marks what the rejection kept for them.",
         finding=f"Naming everybody is wrong for {1 - reports['grit_raw']['accuracy']:.0%} (classifier) and "
         f"{1 - reports['grit']['accuracy']:.0%} (GRIT). Area under the curve: {reports['grit_raw']['aurc']:.2f} and "
         f"{reports['grit']['aurc']:.2f}.",
@@ -303,9 +304,10 @@ def _sureness(context: Context, run: _Run) -> list[Block]:
     return [
         Heading("When to say nothing"),
         f"Not every cell needs a name. If the true types of a **random** sample of cells are known (here "
-        f"{run.n_anchors}, as an expert could label them), `tl.reject` finds how sure a name has to be so that, among "
+        f"{run.n_anchors}, as an expert could label them; {n_fitted} of them set the scale of the confidence, the "
+        "others the threshold), `tl.reject` finds how sure a name has to be so that, among "
         f"the names that remain, the share of wrong ones stays below a promised level (with a chance of {DELTA:.0%} "
         "that the sample misleads). The price is cells without a name.",
         picture,
-        words.rejection_table(run.rejections, delta=DELTA, n_anchors=run.n_anchors, n_draws=run.n_repeats),
+        words.rejection_table(run.rejections, delta=DELTA, n_anchors=run.n_anchors - n_fitted, n_draws=run.n_repeats),
     ]

@@ -43,9 +43,9 @@ def reject(
     key
         Their key.
     labels_key
-        Column of ``.obs`` with known labels; None is the one that GRIT was given. Cells that were held at their label
-        are left out. The guarantees assume that the others are a random sample of all cells; cells picked by cluster
-        void them.
+        Column of ``.obs`` with known labels; None is the one that GRIT was given. Cells that were held at their label,
+        or fitted the temperature, are left out. The guarantees assume that the others are a random sample of all
+        cells; cells picked by cluster void them.
     target
         "selective": error rate among accepted cells; "accepted_wrong": share of all cells that are accepted and wrong;
         "coverage": the set of classes holds the true one. With ``threshold`` or ``quantile`` also "entropy".
@@ -54,7 +54,7 @@ def reject(
     delta
         Probability with which "selective" may fail.
     threshold
-        Reject below this confidence instead (above this entropy): no guarantee.
+        Reject below this value of ``.obs[key_confidence]`` instead (above this ``.obs[key_entropy]``): no guarantee.
     quantile
         Reject this share of the cells instead: no guarantee.
     by
@@ -65,8 +65,8 @@ def reject(
     Returns
     -------
     None, or the copy. Written are ``.obs[key_rejected]`` (bool), ``.obs[key_reason]`` ("", "novel" where no class is
-    close, "ambiguous" where two or more compete) and ``.uns[key]["rejection"]``. If nothing can be accepted,
-    everything is rejected, and the record says why.
+    close, "ambiguous" where two or more compete) and ``.uns[key]["rejection"]``; but for "coverage", its ``threshold``
+    is one of ``.obs[key_confidence]``. If nothing can be accepted, everything is rejected, and the record says why.
 
     Raises
     ------
@@ -77,18 +77,19 @@ def reject(
     --------
     >>> cellsmith.tl.reject(adata, labels_key="anchors", target="selective", level=0.05)  # doctest: +SKIP
     """
-    from cellsmith.model.grit import rejection
+    from cellsmith.model.grit import rejection, summary
 
     block, proba = refined_block(adata, key)
-    p = rejection.graded(proba, str(block["space"]))
+    temperature = block.get("calibration", {}).get("temperature")
+    p = summary.shares(proba, str(block["space"]), None if temperature is None else float(temperature))
     if threshold is not None or quantile is not None:
         if target not in ("selective", "confidence", "entropy"):
             raise SetupError(f"target={target!r} with a threshold. {nearest(target, ('confidence', 'entropy'))}")
         measure = "entropy" if target == "entropy" else "confidence"
         found = rejection.without_anchors(p, target=measure, threshold=threshold, quantile=quantile)
     else:
-        codes, clamped = _anchors(adata, block, labels_key)
-        anchors = rejection.usable_anchors(codes, clamped)
+        codes, spent = _anchors(adata, block, labels_key)
+        anchors = rejection.usable_anchors(codes, spent)
         groups = None if by is None else _groups(adata, by)
         found = rejection.with_anchors(p, codes, anchors, target=target, level=level, delta=delta, groups=groups)
     goal = adata.copy() if copy else adata
@@ -144,7 +145,7 @@ def refined_block(adata: AnnData, key: str) -> tuple[dict[str, Any], npt.NDArray
 def _anchors(
     adata: AnnData, block: Mapping[str, Any], labels_key: str | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
-    """Return the class of every known label (n,), and positions of the cells that were held at theirs."""
+    """Return the class of every known label (n,), and positions of the cells that were held or fitted T."""
     from cellsmith.model.grit.anchors import anchor_codes
 
     params = block["params"]
@@ -159,7 +160,8 @@ def _anchors(
     unknown = params.get("unlabeled_category", "unknown")
     labels = [None if pd.isna(v) or str(v) == unknown else str(v) for v in adata.obs[column]]
     codes = anchor_codes(labels, tuple(str(c) for c in block["classes"]))
-    return codes, np.asarray(block.get("calibration", {}).get("clamped", []), dtype=np.intp)
+    used = block.get("calibration", {})
+    return codes, np.union1d(used.get("clamped", []), used.get("fitted", [])).astype(np.intp)
 
 
 def _groups(adata: AnnData, by: str) -> npt.NDArray[np.object_]:

@@ -47,7 +47,7 @@ def test_arguments_are_looked_up_where_they_are(mdata: MuData, tmp_path: Path) -
     )
     model = GRIT(mdata, anchors="calibrate")
     model.train(enable_progress_bar=False)
-    assert len(model.summary_["calibration"]["anchors"]) == 160
+    assert len(model.summary_["calibration"]["anchors"]) == 160 - 50  # which fit the temperature
     assert list(model.summary_["batches"]["names"]) == ["a", "b"]
     model.save(str(tmp_path / "m"))
     loaded = GRIT.load(str(tmp_path / "m"), adata=mdata, accelerator="cpu")

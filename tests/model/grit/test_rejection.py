@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+from cellsmith import tl
 from cellsmith._errors import DataWarning, SetupError
+from cellsmith.math.conformal.temperature import BOUNDS
 from cellsmith.model import GRIT
 from cellsmith.model.grit.anchors import NONE, OUTSIDE
-from cellsmith.model.grit.rejection import graded, usable_anchors, with_anchors, without_anchors
+from cellsmith.model.grit.rejection import usable_anchors, with_anchors, without_anchors
+from cellsmith.model.grit.summary import shares
 
 
 def population(n: int = 4000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +86,7 @@ def test_a_label_outside_the_classes_counts_as_wrong() -> None:
 
 def test_too_few_anchors_reject_everything_and_say_how_many_are_needed() -> None:
     p, truth = population(200)
-    for target, needed in (("selective", 45), ("coverage", 19), ("accepted_wrong", 19)):
+    for target, needed in (("selective", 50), ("coverage", 19), ("accepted_wrong", 19)):
         found = with_anchors(p, *draw(truth, 10, 0), target=target, level=0.05)
         assert found.rejected.all()
         assert f"10 of {needed}" in found.record["reason"]
@@ -102,7 +105,7 @@ def test_groups_are_calibrated_apart() -> None:
     assert found.rejected[bad].all()
     assert found.rejected[groups == "c"].all()
     assert found.rejected[groups == "a"].mean() < 0.9
-    assert "c: 0 of 22" in found.record["reason"]
+    assert "c: 0 of 24" in found.record["reason"]
     assert list(found.record["groups"]["name"]) == ["a", "b", "c"]
 
 
@@ -121,17 +124,22 @@ def test_without_anchors() -> None:
             without_anchors(p, **wrong)
 
 
-def test_independent_probabilities_are_not_normalised() -> None:
-    small = np.array([[0.05, 0.0], [0.9, 0.1]])
-    assert list(without_anchors(graded(small, "ovr"), threshold=0.5).rejected) == [True, False]
-    assert graded(small, "prob")[0, 0] == 1
-    np.testing.assert_allclose(graded(np.log(np.array([[0.2, 0.8]])), "raw"), [[0.2, 0.8]])
+def test_independent_probabilities_stay_small() -> None:
+    small = np.array([[0.05, 0.0], [0.9, 0.1], [0.9, 0.6]])
+    rows = shares(small, "ovr")
+    np.testing.assert_allclose(rows, [[0.05, 0.0], [0.9, 0.1], [0.6, 0.4]])
+    assert list(without_anchors(rows, threshold=0.5).rejected) == [True, False, False]
+    np.testing.assert_allclose(shares(small, "ovr", 1.0), rows)
+    sharp = shares(small, "ovr", 0.5)  # what is missing takes part: 0.05^2 / (0.05^2 + 0.95^2)
+    np.testing.assert_allclose(sharp[0], [0.0025 / 0.905, 0], atol=1e-12)
+    assert shares(small, "prob")[0, 0] == 1
+    np.testing.assert_allclose(shares(np.log(np.array([[0.2, 0.8]])), "raw"), [[0.2, 0.8]])
 
 
 def test_clamped_anchors_never_calibrate() -> None:
     codes = np.array([0, 1, OUTSIDE, NONE])
     assert list(usable_anchors(codes, np.array([0]))) == [1, 2]
-    with pytest.raises(SetupError, match=r"3 anchors, 3 of them clamped"):
+    with pytest.raises(SetupError, match=r"3 anchors, 3 of them clamped.*or spent"):
         usable_anchors(codes, np.array([0, 1, 2]))
 
 
@@ -152,8 +160,9 @@ def test_model_rejects_with_its_own_anchors(cells: Callable[..., AnnData], fit: 
     found = model.reject(level=0.1)
     right = (model.predict() == adata.obs["truth"]).to_numpy()
     assert right[~found.rejected].mean() >= 0.9
-    assert found.record["m"] == 300
-    assert model.reject(level=0.1, by="batch").record["m"] == 300
+    assert found.record["m"] == 250  # 50 of the 300 fitted the temperature
+    assert model.reject(level=0.1, by="batch").record["m"] == 250
+    assert fit(adata, setup={"labels_key": "anchor"}, anchors="calibrate", calibrate="none").reject().record["m"] == 300
     with pytest.raises(SetupError, match="by='bach'"):
         model.reject(by="bach")
     with pytest.warns(DataWarning, match="nothing can be accepted"):
@@ -165,3 +174,59 @@ def test_model_without_usable_anchors(cells: Callable[..., AnnData], fit: Callab
         fit(cells()).reject()
     with pytest.raises(SetupError, match="clamped"):
         fit(cells(), setup={"labels_key": "truth"}, anchors="clamp").reject()
+
+
+def with_known(adata: AnnData, every: int) -> AnnData:
+    adata.obs["anchor"] = np.where(np.arange(adata.n_obs) % every, "unknown", adata.obs["truth"])
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("anchors", "noise", "every", "target"),
+    [
+        ("calibrate", 2.0, 4, "selective"),
+        ("calibrate", 2.0, 4, "accepted_wrong"),
+        ("split", 3.5, 8, "selective"),
+    ],
+)
+def test_one_confidence_for_reading_and_for_rejecting(
+    cells: Callable[..., AnnData], anchors: str, noise: float, every: int, target: str
+) -> None:
+    """The threshold of a rejection is one of the confidences in ``.obs``, and the other way round."""
+    adata = with_known(cells(800, noise=noise), every)
+    tl.grit(adata, "scores", labels_key="anchor", anchors=anchors)
+    assert adata.uns["grit"]["calibrated"]
+    assert adata.uns["grit"]["calibration"]["temperature"] != 1
+    sure = adata.obs["grit_confidence"].to_numpy()
+    tl.reject(adata, target=target, level=0.1)
+    rejected = adata.obs["grit_rejected"].to_numpy()
+    threshold = adata.uns["grit"]["rejection"]["threshold"]
+    assert 0 < rejected.mean() < 1
+    np.testing.assert_array_equal(rejected, ~(sure.astype(float) >= threshold))
+    tl.reject(adata, threshold=threshold)
+    np.testing.assert_array_equal(adata.obs["grit_rejected"], rejected)
+    limit = float(adata.obs["grit_entropy"].iloc[7])
+    tl.reject(adata, target="entropy", threshold=limit)
+    np.testing.assert_array_equal(adata.obs["grit_rejected"], adata.obs["grit_entropy"] > limit)
+
+
+def test_anchors_of_the_temperature_do_not_calibrate(cells: Callable[..., AnnData]) -> None:
+    adata = with_known(cells(600), 2)
+    for anchors, fitted in (("split", 150), ("calibrate", 50)):
+        tl.grit(adata, "scores", labels_key="anchor", anchors=anchors)
+        found = adata.uns["grit"]["calibration"]
+        assert len(found["fitted"]) == fitted
+        assert np.intersect1d(found["fitted"], found["anchors"]).size == 0
+        tl.reject(adata, level=0.1)
+        assert adata.uns["grit"]["rejection"]["m"] == len(found["anchors"]) == 300 - fitted
+
+
+def test_the_temperature_of_held_anchors_is_that_of_cells_that_are_not_held(cells: Callable[..., AnnData]) -> None:
+    adata = with_known(cells(800, noise=3.5), 8)
+    tl.grit(adata, "scores", labels_key="anchor", anchors="split")
+    found = adata.uns["grit"]["calibration"]
+    # held cells as they are would be sure of their labels, and T at its lower bound
+    assert found["temperature"] > 2 * BOUNDS[0]
+    free = np.setdiff1d(np.arange(800), found["clamped"])
+    right = (adata.obs["grit"] == adata.obs["truth"]).to_numpy()[free]
+    assert adata.obs["grit_confidence"].to_numpy()[free].mean() == pytest.approx(right.mean(), abs=0.1)

@@ -11,7 +11,8 @@ import scipy.sparse as sp
 
 from cellsmith._errors import ConvergenceError
 from cellsmith.math import graph, solve
-from cellsmith.model.grit.solving import Problem, label_codes, refine, refine_protected
+from cellsmith.model.grit import equations as eq
+from cellsmith.model.grit.solving import Problem, _Certified, _corrected, label_codes, refine, refine_protected
 
 
 def ring(n: int, *, reach: int = 8, seed: int = 0) -> sp.csr_matrix:
@@ -172,6 +173,53 @@ def test_half_prior_is_certified_too() -> None:
     rough = refine(replace(make(dtype="float64"), half_prior=True), solver="cg", tol=1e-3)
     assert (exact.factors != 1).all()
     assert (label_codes(exact.scores) == label_codes(rough.scores))[rough.certified].all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.05])
+def test_bounds_with_factors_cover_the_exact_scores_and_the_exact_factors(size: float) -> None:
+    """Eq. 13 in Eq. 12: the factors are made of the approximate solution, and are themselves in error."""
+    rng = np.random.default_rng(0)
+    tight = 0
+    for _ in range(200):
+        exact = rng.dirichlet(np.full(4, 0.2), 30) * np.array([1, 1, 0.1, 0])
+        bound = size * rng.random(exact.shape) * np.array([1, 1, 1, 0])
+        state = _Certified(np.maximum(exact + bound * rng.uniform(-1, 1, exact.shape), 0), *[None] * 5)  # type: ignore[arg-type]
+        state.factors = eq.class_factors(state.x)
+        low, high = eq.factor_range(state.x, bound)
+        right = eq.class_factors(exact)
+        assert (low <= right).all()
+        assert (right <= high).all()
+        p, slack = _corrected(state, bound, np.arange(30), (low, high))
+        assert (np.abs(exact * right - p) <= slack * (1 + 1e-12)).all()
+        tight += bool((np.abs(exact * right - p) > bound * state.factors).any())
+    assert tight > 0  # bounds with the factors as they are would be wrong
+    _, slack = _corrected(state, bound, np.arange(30), None)
+    np.testing.assert_array_equal(slack, bound)
+
+
+def test_no_certified_label_differs_under_the_half_prior() -> None:
+    differs = 0
+    for seed in range(20):
+        problem = replace(make(200, dtype="float64"), half_prior=True)
+        problem = replace(problem, p0=np.random.default_rng(seed).dirichlet(np.r_[np.full(4, 0.5), 0.05], 200))
+        exact = label_codes(refine(problem).scores)
+        for tol in (0.5, 0.1):
+            rough = refine(problem, solver="cg", tol=tol)
+            different = label_codes(rough.scores) != exact
+            differs += different.sum()
+            assert not different[rough.certified].any()
+            assert rough.certified.any()
+    assert differs > 0
+
+
+def test_what_is_missing_is_solved_for_in_the_precision_of_the_iterations() -> None:
+    """Two tenfolds below the tolerance that was asked for, from float32 iterations."""
+    problem = make(4_000, c=8)
+    found = refine(problem, solver="cg", tol=1e-4)
+    exact = refine(replace(problem, p0=problem.p0.astype(np.float64)), solver="cg", tol=1e-10)
+    assert found.residual.max() <= 1e-5
+    assert np.abs(found.solution - exact.solution).max() <= found.bound.max()
+    assert (label_codes(found.scores) == label_codes(exact.scores))[found.certified].all()
 
 
 def test_protection_gives_a_class_its_cells_back() -> None:

@@ -14,7 +14,8 @@ from cellsmith.benchmark._annotation.transfer import FEW, few_cells, prepare
 from cellsmith.benchmark._files import load
 from cellsmith.benchmark._store import Store
 from cellsmith.model.grit.anchors import NONE
-from cellsmith.model.grit.rejection import TARGETS, graded, with_anchors
+from cellsmith.model.grit.rejection import TARGETS, with_anchors
+from cellsmith.model.grit.summary import shares
 
 __all__ = ["DELTA", "DRAWS", "LEVELS", "SIZES", "guarantee", "judge_draw", "oracle_share"]
 
@@ -111,7 +112,7 @@ def guarantee(case: Case, *, store: Store, draws: int = DRAWS) -> None:
                 if store.has(task=task, file=case.file, seed=case.seed, variant=name):
                     continue
                 if refined is None:
-                    refined = graded(grit(case).scores, "prob")
+                    refined = shares(grit(case).scores, "prob")
                 rng = Streams(case.seed).numpy("anchors", size)
                 found = [
                     judge_draw(

@@ -9,20 +9,22 @@ arXiv), fixed-sequence testing of risks (2110.01052 on arXiv).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr
+from scipy.special import bdtr, betaincinv
 
 from cellsmith._errors import SetupError
 
 __all__ = [
     "Threshold",
     "accepted_wrong_threshold",
-    "confidence_grid",
     "coverage_threshold",
+    "first_share",
+    "fixed_sequences",
     "nonconformity",
     "prediction_set",
     "selective_threshold",
@@ -31,6 +33,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-9  # (m + 1)(1 - a) is an integer for common levels; rounding must not lift it to the next one
+_STARTS = ((0.5, 0.8), (0.25, 0.2))  # share of the cells that a first test accepts; part of delta of its sequence
+_LIKELY = 0.95
 
 
 @dataclass(frozen=True)
@@ -186,36 +190,112 @@ def accepted_wrong_threshold(confidence: npt.ArrayLike, wrong: npt.ArrayLike, le
     return Threshold(float(np.nextafter(ranked[allowed], ranked.dtype.type(math.inf))), m, needed)
 
 
-def confidence_grid(confidence: npt.ArrayLike, *, size: int = 100) -> npt.NDArray[Any]:
-    """Return confidence quantiles of all cells, the thresholds among which `selective_threshold` chooses.
+def _grid(confidence: npt.NDArray[Any], *, start: float, size: int) -> npt.NDArray[Any]:
+    """Return distinct quantiles, descending: from the one that at least the share ``start`` reaches, to the lowest."""
+    if not confidence.size:
+        return confidence
+    shares = np.linspace(0.0, 1.0, size + 1)
+    rejected = np.r_[shares[shares < 1.0 - start], 1.0 - start]
+    return np.asarray(np.unique(np.quantile(confidence, rejected, method="lower"))[::-1])
+
+
+def _faultless_needed(level: float, delta: float) -> int:
+    """Fewest accepted anchors with which a test can pass: (1 - a)^k <= delta."""
+    return math.ceil(math.log(delta) / math.log1p(-level) - _ROUNDING)
+
+
+def first_share(n_anchors: int, *, level: float, delta: float, least: float) -> float:
+    """Return the share of the cells that the first test of a sequence should accept.
+
+    ``least``, or as much more as it takes for ceil(ln delta / ln(1 - a)) of the anchors (fewer cannot pass even if all
+    are right) to be among the accepted cells in 95 % of draws. It depends on the number of anchors and on the rates,
+    not on the anchors.
+
+    Parameters
+    ----------
+    n_anchors
+        Number m of anchors.
+    level
+        Error rate a among accepted cells.
+    delta
+        Probability with which this sequence may fail.
+    least
+        Smallest share.
+
+    Returns
+    -------
+    From ``least`` to 1.
+    """
+    needed = _faultless_needed(level, delta)
+    if needed >= n_anchors:
+        return 1.0
+    # P(Binomial(m, share) >= needed), as a function of the share, is the distribution function of a beta law
+    return max(least, float(betaincinv(needed, n_anchors - needed + 1, _LIKELY)))
+
+
+def fixed_sequences(
+    confidence: npt.ArrayLike, n_anchors: int, *, level: float, delta: float, size: int = 100
+) -> tuple[tuple[npt.NDArray[Any], float], ...]:
+    """Return the thresholds that `selective_threshold` tests, in its order, chosen without any label.
+
+    Two sequences of confidence quantiles, each from a start to all cells. The first starts where half of the cells are
+    accepted and may fail with probability 0.8 delta; the second, for scores of which less than half are good enough,
+    starts at a quarter with 0.2 delta; later where there are too few anchors (`first_share`).
 
     Parameters
     ----------
     confidence
-        ``(n,)`` confidences of all cells, labelled or not; no label may enter here. NaN is left out.
+        ``(n,)`` confidences of all cells, labelled or not. NaN is left out.
+    n_anchors
+        Number m of anchors among them.
+    level
+        Error rate a among accepted cells.
+    delta
+        Probability with which the statement may fail.
     size
-        Number of quantile steps.
+        Number of quantile steps from none to all of the cells.
 
     Returns
     -------
-    At most ``size + 1`` distinct values of ``confidence``, descending.
+    (descending thresholds ``(g,)``, its part of delta) of each sequence.
+
+    Raises
+    ------
+    SetupError
+        If ``level`` or ``delta`` is not inside (0, 1).
     """
+    _check_rate(level, "level")
+    _check_rate(delta, "delta")
     values = np.asarray(confidence).ravel()
     values = values[~np.isnan(values)]
-    if not values.size:
-        return np.asarray(values)
-    steps = np.unique(np.quantile(values, np.linspace(0.0, 1.0, size + 1), method="higher"))
-    return np.asarray(steps[::-1])
+    return tuple(
+        (_grid(values, start=first_share(n_anchors, level=level, delta=part * delta, least=least), size=size), part)
+        for least, part in _STARTS
+    )
 
 
 def selective_threshold(
-    confidence: npt.ArrayLike, wrong: npt.ArrayLike, grid: npt.ArrayLike, *, level: float, delta: float
+    confidence: npt.ArrayLike,
+    wrong: npt.ArrayLike,
+    sequences: Sequence[tuple[npt.ArrayLike, float]],
+    *,
+    level: float,
+    delta: float,
 ) -> Threshold:
     """Return t so that, with probability >= 1 - delta, the error rate among accepted cells is <= a (Eq. 17).
 
-    Fixed-sequence tests down the grid, from the strictest t at which ceil(ln delta / ln(1 - a)) anchors are accepted
-    (below that number not even a faultless sample can pass). A t passes when the exact upper bound (Clopper and
-    Pearson, one-sided) of its error rate at confidence 1 - delta is <= a; the first failure stops.
+    Fixed-sequence tests. A t passes when the exact upper bound (Clopper and Pearson, one-sided) of its error rate, at
+    a confidence of one minus the sequence's part of delta, is <= a; the first failure ends a sequence, and the
+    loosest t that passed in any of them is taken.
+
+    Why this is valid wherever a sequence starts: thresholds and their order come from the confidences of all cells and
+    from the number of anchors, so they are fixed before a label is looked at, and before the anchors are drawn. At a
+    fixed t the errors among k accepted anchors are binomial with the error rate of all cells that t accepts, so a t
+    whose rate is above a passes with probability at most the sequence's part of delta. To take any such t, a walk has
+    to pass the first one in its order; so this happens with at most that probability, for any order, and without
+    assuming that the rate falls as t rises. The parts sum to at most delta. What voids it: a start, or a further
+    sequence, that is chosen with the labels. A start in the middle pays, because each test there counts more anchors;
+    at the strictest t that can pass, one wrong anchor ends the walk.
 
     Parameters
     ----------
@@ -223,8 +303,9 @@ def selective_threshold(
         ``(m,)`` confidences of the anchors; a NaN is never accepted.
     wrong
         ``(m,)`` bool; an anchor whose label lies outside the classes is wrong.
-    grid
-        ``(g,)`` candidate thresholds in any order, chosen without labels (`confidence_grid`).
+    sequences
+        (thresholds ``(g,)`` in the order in which they are tested, part of delta) of each, chosen without labels:
+        `fixed_sequences`.
     level
         Error rate a among accepted cells.
     delta
@@ -232,28 +313,29 @@ def selective_threshold(
 
     Returns
     -------
-    Accept where confidence >= value; infinite when the first test fails or too few anchors are accepted anywhere.
+    Accept where confidence >= value; infinite when every first test fails, as it does with fewer than `n_needed`
+    accepted anchors.
 
     Raises
     ------
     SetupError
-        If ``level`` or ``delta`` is not inside (0, 1) or the lengths differ.
+        If ``level`` or ``delta`` is not inside (0, 1), the lengths differ, or the parts sum to more than one.
     """
     _check_rate(level, "level")
     _check_rate(delta, "delta")
+    parts = [part for _, part in sequences]
+    if not parts or min(parts) <= 0 or sum(parts) > 1.0 + _ROUNDING:
+        raise SetupError(f"Found the parts {parts} of delta, expected positive numbers that sum to at most 1.")
     values, errors = _anchors(confidence, wrong)
-    needed = math.ceil(math.log(delta) / math.log1p(-level) - _ROUNDING)
-    steps = np.asarray(grid).ravel()
-    steps = np.unique(steps[~np.isnan(steps)])[::-1]
     usable = ~np.isnan(values)
-    # counts of values >= t, by position in the ascending order
-    accepted, mistakes = (
-        side.size - np.searchsorted(np.sort(side), steps, side="left")
-        for side in (values[usable], values[usable & errors])
-    )
-    # accepted counts rise down the grid; the bound at 1 - delta is <= a exactly when so few errors have probability
-    # <= delta under an error rate of a
-    start = int(np.searchsorted(accepted, needed))
-    passed = bdtr(mistakes[start:], accepted[start:], level) <= delta * (1.0 + _ROUNDING)
-    stop = start + (int(np.argmin(passed)) if not passed.all() else passed.size)
-    return Threshold(float(steps[stop - 1]) if stop > start else math.inf, int(values.size), needed)
+    sides = [np.sort(side) for side in (values[usable], values[usable & errors])]
+    best = math.inf
+    for steps, part in sequences:
+        thresholds = np.asarray(steps).ravel()
+        # counts of values >= t, by position in the ascending order
+        accepted, mistakes = (side.size - np.searchsorted(side, thresholds, side="left") for side in sides)
+        # the bound is <= a exactly when so few errors have probability <= part x delta under an error rate of a
+        passed = bdtr(mistakes, accepted, level) <= part * delta * (1.0 + _ROUNDING)
+        stop = int(np.argmin(passed)) if not passed.all() else passed.size
+        best = min(best, float(thresholds[:stop].min(initial=np.inf)))
+    return Threshold(best, int(values.size), _faultless_needed(level, max(parts) * delta))

@@ -15,6 +15,7 @@ __all__ = ["ANCHORS", "NONE", "OUTSIDE", "Anchors", "anchor_codes", "divide"]
 ANCHORS = ("split", "clamp", "calibrate")
 OUTSIDE, NONE = -1, -2  # known to be none of the classes; not known
 FEWEST = 50  # anchors below which a split would leave neither half of use
+MOST_FITTED = 50  # of those that calibrate, for the temperature: one number needs no more
 
 Codes = npt.NDArray[np.int64]
 
@@ -30,7 +31,10 @@ class Anchors:
     clamped
         Positions of cells whose scores are held at their label.
     calibrate
-        Positions of cells that calibrate and were never clamped: a random sample of the anchors.
+        Positions of cells that calibrate a rejection: a random sample of the anchors, never clamped and never seen by
+        the temperature.
+    fitted
+        Positions of cells that fit the temperature.
     note
         What a user should know about the split, or "".
     """
@@ -38,6 +42,7 @@ class Anchors:
     codes: Codes
     clamped: npt.NDArray[np.intp]
     calibrate: npt.NDArray[np.intp]
+    fitted: npt.NDArray[np.intp]
     note: str = ""
 
 
@@ -55,7 +60,7 @@ def anchor_codes(labels: Any, classes: tuple[str, ...]) -> Codes:
     return np.array([NONE if v is None else column.get(v, OUTSIDE) for v in labels], dtype=np.int64)
 
 
-def divide(codes: Codes, how: str, *, names: Any, generator: np.random.Generator) -> Anchors:
+def divide(codes: Codes, how: str, *, names: Any, generator: np.random.Generator, temperature: bool = True) -> Anchors:
     """Decide what every anchor is used for.
 
     Parameters
@@ -63,12 +68,15 @@ def divide(codes: Codes, how: str, *, names: Any, generator: np.random.Generator
     codes
         (n,) as `anchor_codes` returns.
     how
-        "split": half of the anchors, a simple random sample, calibrates, and the rest is clamped; below 50 anchors
-        all are clamped. "clamp" and "calibrate": all.
+        "split": half of the anchors, a simple random sample, calibrates; the rest is clamped, and fits the
+        temperature; below 50 anchors all are clamped. "clamp": all are clamped. "calibrate": all calibrate; of 50 or
+        more, a random half, at most 50, fits the temperature instead.
     names
         (n,) labels as text, for the message.
     generator
         Draws the split.
+    temperature
+        Whether there will be one.
 
     Raises
     ------
@@ -99,4 +107,11 @@ def divide(codes: Codes, how: str, *, names: Any, generator: np.random.Generator
         test = known if how == "calibrate" else known[:0]
     clamped = np.setdiff1d(known, test)
     # a label outside the classes cannot be held, whichever half it fell into
-    return Anchors(codes, clamped[codes[clamped] >= 0], test, note)
+    clamped = clamped[codes[clamped] >= 0]
+    fitted = clamped[:0]
+    if temperature and how == "split" and test.size:
+        fitted = clamped
+    elif temperature and how == "calibrate" and known.size >= FEWEST:
+        fitted = np.sort(generator.choice(known, size=min(known.size // 2, MOST_FITTED), replace=False))
+        test = np.setdiff1d(test, fitted)
+    return Anchors(codes, clamped, test, fitted, note)

@@ -25,6 +25,7 @@ __all__ = [
     "class_factors",
     "confidence_fidelity",
     "effective_classes",
+    "factor_range",
     "infer_space",
     "modularity",
     "normalise_rows",
@@ -186,6 +187,35 @@ def class_factors(p: Floats, *, power: float = 0.5) -> Floats:
     """
     mass = np.nanmean(np.maximum(p, 0), axis=0, dtype=np.float64) if len(p) else np.zeros(p.shape[1])
     return np.asarray(np.where(mass > 0, np.where(mass > 0, mass, 1.0) ** -power, 1.0))
+
+
+def factor_range(p: Floats, bound: Floats, *, power: float = 0.5) -> tuple[Floats, Floats]:
+    """Eq. 13 in Eq. 12: between which factors those of the exact solution lie.
+
+    The factors are made of the solution, so its error is in them, too: the exact mean of a class is within the mean of
+    its bounds.
+
+    Parameters
+    ----------
+    p
+        Approximate refined scores (n, C).
+    bound
+        Bounds of their errors (n, C).
+    power
+        As in :func:`class_factors`.
+
+    Returns
+    -------
+    Smallest and largest factor (C,); the largest is infinite where the mass may be zero.
+    """
+    if not len(p):
+        return np.ones(p.shape[1]), np.ones(p.shape[1])
+    mass, error = (x.mean(axis=0, dtype=np.float64) for x in (np.maximum(p, 0), bound))
+    known = mass - error > 0
+    high = np.where(known, np.where(known, mass - error, 1.0) ** -power, np.inf)
+    low = np.where(mass + error > 0, np.where(mass + error > 0, mass + error, 1.0) ** -power, 1.0)
+    empty = mass + error == 0  # a class that was never solved has the factor 1
+    return np.asarray(low), np.asarray(np.where(empty, 1.0, high))
 
 
 def effective_classes(labels: npt.NDArray[np.int64]) -> float:

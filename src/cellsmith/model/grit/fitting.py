@@ -14,14 +14,14 @@ from cellsmith.math import conformal, graph, solve
 from cellsmith.model._fitted import Fit
 from cellsmith.model.grit import equations as eq
 from cellsmith.model.grit import inputs, summary
-from cellsmith.model.grit.anchors import FEWEST, NONE, Anchors, anchor_codes, divide
+from cellsmith.model.grit.anchors import NONE, Anchors, anchor_codes, divide
 from cellsmith.model.grit.setup import place_of, registered_labels
 from cellsmith.model.grit.solving import Problem, Refined, label_codes, refine, refine_protected
 
 __all__ = ["CellGraph", "FittingMixin", "Given"]
 
 EXACT_BELOW = 50_000  # cells up to which our own neighbour table is exact
-FEWEST_FOR_TEMPERATURE = FEWEST
+FEWEST_FOR_TEMPERATURE = 20
 ORDER_FROM = 3_000  # cells from which the order of rows in memory decides on the speed
 
 
@@ -133,11 +133,16 @@ class FittingMixin:
         found = registered_labels(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
         n = self._place("scores_key").n_obs
         if found is None:
-            none = np.full(n, NONE)
-            return Anchors(none, np.array([], dtype=np.intp), np.array([], dtype=np.intp))
+            return Anchors(np.full(n, NONE), *(np.array([], dtype=np.intp) for _ in range(3)))
         codes, categories = found
         names = np.array([str(categories[c]) if c < len(categories) else None for c in codes], dtype=object)
-        return divide(anchor_codes(names, classes), self.params_["anchors"], names=names, generator=generator)
+        return divide(
+            anchor_codes(names, classes),
+            self.params_["anchors"],
+            names=names,
+            generator=generator,
+            temperature=self.params_["calibrate"] == "auto",
+        )
 
     def _problem(self, given: Given, weights: Any, anchors: Anchors) -> tuple[Problem, float]:
         fidelity, scale = self._fidelity(given.values)
@@ -283,30 +288,45 @@ class FittingMixin:
     ) -> tuple[float | None, dict[str, Any]]:
         """Return the temperature of Eq. 15, or None, and what it rests on."""
         temperature, source = None, "none"
-        rows = summary.shares(self._handed_out(refined.scores, given.space), given.space)
-        inside = anchors.calibrate[anchors.codes[anchors.calibrate] >= 0]
-        if self.params_["calibrate"] == "auto" and inside.size >= FEWEST_FOR_TEMPERATURE:
+        rows = self._shares(refined, given)
+        inside = anchors.fitted[anchors.codes[anchors.fitted] >= 0]
+        if inside.size >= FEWEST_FOR_TEMPERATURE:
+            if anchors.clamped.size:
+                rows[inside] = self._without_own_label(given, refined, problem, inside=inside, options=options)
             temperature, source = conformal.fit_temperature(rows[inside], anchors.codes[inside]), "anchors"
         elif self.params_["calibrate"] == "auto" and self._halves is not None:
-            halves = [
-                summary.shares(self._handed_out(p, given.space), given.space)
-                for p in self._refined_halves(given, problem, options)
-            ]
+            halves = [self._shares(half, given) for half in self._refined_halves(given, problem, options)]
             temperature, source = conformal.split_half_temperature(*halves, rows), "split halves"
         return temperature, {
             "temperature": temperature,
             "source": source,
             "anchors": anchors.calibrate.astype(np.int64),
             "clamped": anchors.clamped.astype(np.int64),
+            "fitted": anchors.fitted.astype(np.int64),
         }
 
-    def _refined_halves(self, given: Given, problem: Problem, options: dict[str, Any]) -> list[np.ndarray]:
+    def _shares(self, refined: Refined, given: Given) -> np.ndarray:
+        return summary.shares(self._handed_out(refined.scores, given.space), given.space)
+
+    def _without_own_label(
+        self, given: Given, refined: Refined, problem: Problem, *, inside: np.ndarray, options: dict[str, Any]
+    ) -> np.ndarray:
+        """Return what held cells would score if they were not held: each half in a solve that holds the other one."""
+        found = np.empty((inside.size, len(given.classes)))
+        for half in (np.arange(inside.size) % 2 == 0, np.arange(inside.size) % 2 == 1):
+            clamped = problem.clamped.copy()
+            clamped[inside[half]] = -1
+            again = refine(replace(problem, clamped=clamped), start=refined.solution, names=given.classes, **options)
+            found[half] = self._shares(again, given)[inside[half]]
+        return found
+
+    def _refined_halves(self, given: Given, problem: Problem, options: dict[str, Any]) -> list[Refined]:
         refined = []
         for half in self._halves or ():
             names = self._place("scores_key").obs_names
             p0 = self._further_scores(half, names, classes=given.classes, space=given.space)
             fidelity = np.where(np.isnan(p0).any(axis=1), 0.0, problem.fidelity)
-            refined.append(refine(replace(problem, p0=p0, fidelity=fidelity), names=given.classes, **options).scores)
+            refined.append(refine(replace(problem, p0=p0, fidelity=fidelity), names=given.classes, **options))
         return refined
 
 

@@ -17,7 +17,7 @@ from cellsmith.model.grit import equations as eq
 from cellsmith.model.grit import inputs, summary
 from cellsmith.model.grit.anchors import NONE
 from cellsmith.model.grit.fitting import EXACT_BELOW
-from cellsmith.model.grit.rejection import Rejection, graded, usable_anchors, with_anchors
+from cellsmith.model.grit.rejection import Rejection, usable_anchors, with_anchors
 from cellsmith.model.grit.solving import label_codes, refine
 
 __all__ = ["QueryMixin"]
@@ -137,9 +137,10 @@ class QueryMixin:
                 "uncertified": refined.n_uncertified,
             }
             if halves:
-                both = [refine(replace(current, p0=h), **options).scores for h in halves]
-                row["agreement"] = float((label_codes(both[0]) == label_codes(both[1])).mean())
-                row["split_error"] = float(np.nanmean(((both[0] - halves[1]) ** 2).sum(axis=1)))
+                both = [refine(replace(current, p0=h), **options) for h in halves]
+                row["agreement"] = float((label_codes(both[0].scores) == label_codes(both[1].scores)).mean())
+                # as solved: the factors of Eq. 13 are for labels, and would put the two on different scales
+                row["split_error"] = float(np.nanmean(((both[0].solution - halves[1]) ** 2).sum(axis=1)))
             rows.append(row)
         return pd.DataFrame(rows).set_index("smoothness_weight")
 
@@ -183,7 +184,7 @@ class QueryMixin:
                 raise SetupError(f"by={by!r} is not a column of .obs. {nearest(by, obs.columns)}")
             groups = obs[by].astype(str).to_numpy(dtype=object)
         found = with_anchors(
-            graded(self._proba(), self.space_),
+            summary.shares(self._proba(), self.space_, self._temperature()),
             codes,
             self._value("calibrate"),
             target=target,
@@ -196,6 +197,10 @@ class QueryMixin:
         return found
 
     # --- answers --------------------------------------------------------------------------------------------------
+
+    def _temperature(self) -> float | None:
+        found = float(self._value("temperature"))
+        return None if np.isnan(found) else found
 
     def _proba(self) -> np.ndarray:
         factors = self._value("factors").astype(self._value("solution").dtype)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from cellsmith._errors import SetupError, nearest
 from cellsmith.math import assign, conformal
 from cellsmith.model.grit.anchors import NONE, OUTSIDE
-from cellsmith.model.grit.equations import normalise_rows, to_scores
+from cellsmith.model.grit.summary import confidence, entropy
 
-__all__ = ["TARGETS", "Rejection", "graded", "usable_anchors", "with_anchors", "without_anchors"]
+__all__ = ["TARGETS", "Rejection", "usable_anchors", "with_anchors", "without_anchors"]
 
 TARGETS = ("selective", "accepted_wrong", "coverage")
 CLOSE = 0.5  # a runner-up with at least this share of the best score competes with it
@@ -47,20 +47,6 @@ class Rejection:
     note: str = ""
 
 
-def graded(p: Floats, space: str) -> Floats:
-    """Return refined scores (n, C) as they enter a rejection.
-
-    Independent probabilities stay as they are ("all small" is how an unknown type shows); scores below zero go
-    through a softmax; all others sum to one a row.
-    """
-    if space == "ovr":
-        return p
-    known = p[~np.isnan(p).any(axis=1)]
-    if known.size and known.min() < -1e-3:
-        return to_scores(p, "logit")
-    return normalise_rows(p)
-
-
 def _reasons(p: Floats, rejected: Mask) -> npt.NDArray[np.object_]:
     """Novel, or ambiguous where the runner-up is within reach of the best."""
     top = p.max(axis=1)
@@ -78,7 +64,7 @@ def without_anchors(
     Parameters
     ----------
     p
-        Scores (n, C) as `graded` returns them.
+        Scores (n, C) as `summary.shares` returns them, which are those of ``.obs``.
     target
         "confidence" or "entropy" (divided by ln C).
     threshold
@@ -95,8 +81,8 @@ def without_anchors(
         raise SetupError(f"threshold={threshold} and quantile={quantile}; expected exactly one of them.")
     if quantile is not None and not 0 <= quantile <= 1:
         raise SetupError(f"quantile={quantile}; expected the share of cells to reject, from 0 to 1.")
-    # in float64, because a threshold that a user types must mean what it says
-    sure = np.asarray(-assign.entropy(normalise_rows(p)) if target == "entropy" else p.max(axis=1), dtype=np.float64)
+    # compared in float64, because a threshold that a user types must mean what it says
+    sure = (-entropy(p) if target == "entropy" else confidence(p)).astype(np.float64)
     known = ~np.isnan(sure)
     if quantile is not None:
         ranked = np.sort(sure[known])
@@ -117,8 +103,15 @@ def without_anchors(
     return Rejection(rejected, _reasons(p, rejected), record)
 
 
-def usable_anchors(codes: Codes, clamped: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Return positions of anchors that may calibrate: labelled, and never clamped.
+def usable_anchors(codes: Codes, spent: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return positions of anchors that may calibrate: labelled, never clamped, and unseen by the temperature.
+
+    Parameters
+    ----------
+    codes
+        Columns of the labels (n,), NONE where there is none.
+    spent
+        Positions of cells that were clamped or fitted the temperature.
 
     Raises
     ------
@@ -126,11 +119,11 @@ def usable_anchors(codes: Codes, clamped: npt.NDArray[np.intp]) -> npt.NDArray[n
         If there is none.
     """
     known = np.flatnonzero(codes != NONE)
-    free = np.setdiff1d(known, clamped)
+    free = np.setdiff1d(known, spent)
     if not free.size:
         raise SetupError(
-            f"Found {known.size} anchors, {known.size - free.size} of them clamped during the refinement; expected "
-            "some that were not, since a clamped cell always agrees with its label. Type anchors='split' or "
+            f"Found {known.size} anchors, {known.size - free.size} of them clamped during the refinement, or spent on "
+            "its temperature; expected some that were not, since these agree too well. Type anchors='split' or "
             "'calibrate' when you refine, or give threshold=... for a rejection without guarantee."
         )
     return free
@@ -151,7 +144,7 @@ def with_anchors(
     Parameters
     ----------
     p
-        Scores (n, C) as `graded` returns them, before any temperature fitted on these anchors.
+        Scores (n, C) as `summary.shares` returns them; a temperature must not have been fitted on these anchors.
     codes
         Columns of the labels (n,), OUTSIDE for "none of the classes".
     anchors
@@ -215,17 +208,18 @@ def _threshold(
     level = rates["level"]
     if target == "coverage":
         return conformal.coverage_threshold(conformal.nonconformity(p[anchors], codes[anchors]), level)
-    sure = p[anchors].max(axis=1, initial=-np.inf)
+    sure = confidence(p[anchors])
     wrong = p[anchors].argmax(axis=1) != codes[anchors]
     if target == "accepted_wrong":
         return conformal.accepted_wrong_threshold(sure, wrong, level)
-    grid = conformal.confidence_grid(p[cells].max(axis=1))
-    return conformal.selective_threshold(sure, wrong, grid, level=level, delta=rates["delta"])
+    # the order of the tests knows how many anchors there are, and nothing else of them
+    order = conformal.fixed_sequences(confidence(p[cells]), len(anchors), level=level, delta=rates["delta"])
+    return conformal.selective_threshold(sure, wrong, order, level=level, delta=rates["delta"])
 
 
 def _apply(p: Floats, found: conformal.Threshold, target: str) -> tuple[Mask, npt.NDArray[np.object_]]:
     if target != "coverage":
-        rejected = ~found.accepts(p.max(axis=1))
+        rejected = ~found.accepts(confidence(p))
         return rejected, _reasons(p, rejected)
     size = conformal.prediction_set(p, found).sum(axis=1)
     missing = np.isnan(p).any(axis=1)

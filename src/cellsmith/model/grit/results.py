@@ -77,8 +77,7 @@ class ResultsMixin:
             raw = self._value("raw_label").astype(np.int64)
             if check and self._args()["neighbors_key"] is not None:
                 self._warn_of_another_graph(self._read_graph(0).weights)
-        temperature = float(self._value("temperature"))
-        sure = summary.sureness(proba, space=self.space_, temperature=None if np.isnan(temperature) else temperature)
+        sure = summary.sureness(summary.shares(proba, self.space_, self._temperature()))
         columns = {
             "{k}": pd.Categorical.from_codes(codes, categories=list(self.classes_)),
             "{k}_raw": pd.Categorical.from_codes(raw, categories=list(self.classes_)),

@@ -13,10 +13,11 @@ from cellsmith.model.grit import equations as eq
 from cellsmith.model.grit.solving import Refined
 
 __all__ = ["batch_block", "cross_edges", "flow", "graph_block", "lost_classes", "output_scores", "smoothing_guard"]
-__all__ += ["shares", "solve_block", "sureness"]
+__all__ += ["confidence", "entropy", "shares", "solve_block", "sureness"]
 
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int64]
+BELOW_ZERO = -1e-3  # below it a raw score is no rounding of zero
 
 
 def output_scores(p: Floats, *, space: str, laplacian: str, renormalise: bool) -> Floats:
@@ -30,20 +31,52 @@ def output_scores(p: Floats, *, space: str, laplacian: str, renormalise: bool) -
     return p.astype(np.float32)
 
 
-def shares(p: Floats, space: str) -> Floats:
-    """Return rows (n, C) that sum to one; raw scores below zero go through a softmax, for this purpose only."""
-    if space == "raw" and np.nanmin(p, initial=0.0) < 0:
-        return eq.to_scores(p, "logit")
-    return eq.normalise_rows(p)
+def shares(p: Floats, space: str, temperature: float | None = None) -> Floats:
+    """Return refined scores as confidences, rejections and reports read them (Eq. 15).
+
+    Rows sum to one. Independent probabilities sum to at most one: what is missing belongs to none of the classes, so
+    that "all small" stays small. Raw scores below zero go through a softmax.
+
+    Parameters
+    ----------
+    p
+        Refined scores (n, C) as they are handed out.
+    space
+        What they are.
+    temperature
+        T of Eq. 15, or None.
+
+    Returns
+    -------
+    (n, C); a row with NaN stays NaN.
+    """
+    known = p[~np.isnan(p).any(axis=1)]
+    if space == "ovr":
+        rows = p / np.maximum(p.sum(axis=1, keepdims=True), 1)
+    elif space == "raw" and known.min(initial=0.0) < BELOW_ZERO:
+        rows = eq.to_scores(p, "logit")
+    else:
+        rows = eq.normalise_rows(p)
+    if temperature is None:
+        return rows
+    if space != "ovr":
+        return conformal.apply_temperature(rows, temperature)
+    return conformal.apply_temperature(np.c_[rows, np.maximum(1 - rows.sum(axis=1), 0)], temperature)[:, :-1]
 
 
-def sureness(p: Floats, *, space: str, temperature: float | None) -> dict[str, Floats]:
-    """Return confidence, margin and entropy (n,), of rows that sum to one, calibrated where there is a temperature."""
-    rows = shares(p, space)
-    if temperature is not None:
-        rows = conformal.apply_temperature(rows, temperature)
-    values = {"confidence": rows.max(axis=1), "margin": assign.margin(rows), "entropy": assign.entropy(rows)}
-    return {name: value.astype(np.float32) for name, value in values.items()}
+def confidence(rows: Floats) -> npt.NDArray[np.float32]:
+    """Return the largest score of each row of `shares`, (n,): the number in ``.obs``, by which cells are rejected."""
+    return np.asarray(rows.max(axis=1).astype(np.float32))
+
+
+def entropy(rows: Floats) -> npt.NDArray[np.float32]:
+    """Return the entropy of each row of `shares`, made to sum to one, divided by ln C; (n,)."""
+    return np.asarray(assign.entropy(eq.normalise_rows(rows)).astype(np.float32))
+
+
+def sureness(rows: Floats) -> dict[str, Floats]:
+    """Return confidence, margin and entropy (n,) of rows of `shares`."""
+    return {"confidence": confidence(rows), "margin": assign.margin(rows).astype(np.float32), "entropy": entropy(rows)}
 
 
 def flow(raw: Codes, refined: Codes, n_classes: int) -> npt.NDArray[np.int64]:
@@ -73,7 +106,8 @@ def smoothing_guard(before: Codes, after: Codes, lost: list[str]) -> tuple[dict[
     found = {"raw": eq.effective_classes(before), "refined": eq.effective_classes(after)}
     parts = []
     if lost:
-        parts.append(f"{len(lost)} classes no longer have any cell ({', '.join(lost[:8])})")
+        words = "1 class no longer has" if len(lost) == 1 else f"{len(lost)} classes no longer have"
+        parts.append(f"{words} any cell ({', '.join(lost[:8])})")
     if found["refined"] < eq.EFFECTIVE_SHARE * found["raw"]:
         change = f"{found['raw']:.2f} to {found['refined']:.2f}"
         parts.append(f"the effective number of classes among the labels fell from {change}")
