@@ -91,6 +91,17 @@ def test_page_is_written_from_the_tables(table):
     assert "not run" in page
 
 
+def test_page_counts_the_files_on_which_a_bar_is_met(tmp_path):
+    rows = [
+        (file, 0, generator, "rf_auc_genes", value, 0.5)
+        for file, ours in (("young_kidney", 0.6), ("kang_ifnb", 0.9))
+        for generator, value in (("SCLD", ours), (peers.POSTERIOR, 0.7))
+    ]
+    Store(SYNTHESIS, tmp_path / "synthesis.csv").add([dict(zip(SYNTHESIS, row, strict=True)) for row in rows])
+    page = report(tmp_path).read_text(encoding="utf-8")
+    assert "| forest AUC, 250 genes | <= peer | 1 of 2 | kang_ifnb | **FAIL** |" in page
+
+
 def test_own_generator_runs_beside_the_others(toy, part):
     def mine(train, n, rng):
         return peers.memoriser(train, n, rng, keys=["cell_type"])

@@ -100,17 +100,33 @@ def _all_generators(medians: _Medians) -> str:
     return _grid(head, rows)
 
 
+def _scored(medians: _Medians, bar: Bar, generator: str = "SCLD") -> tuple[tuple[float, float, float], str]:
+    """Return the numbers of a generator, of the control and of the peer, and the mark of the first."""
+    value, control = medians.value(generator, bar.metric), medians.control(bar.metric)
+    peer = medians.value(peers.POSTERIOR, bar.metric)
+    return (value, control, peer), mark(bar, value, control=control, peer=peer)
+
+
 def _judged(medians: _Medians, bars: Sequence[Bar], generator: str = "SCLD") -> str:
     if not medians.seeds(generator):
         return f"{generator} was not run."
     rows = []
     for bar in bars:
-        value, control = medians.value(generator, bar.metric), medians.control(bar.metric)
-        peer = medians.value(peers.POSTERIOR, bar.metric)
-        verdict = mark(bar, value, control=control, peer=peer)
-        numbers = (_number(v) for v in (value, control, peer))
-        rows.append([bar.title, *numbers, bar.must, bar.stretch, f"**{verdict}**"])
+        numbers, verdict = _scored(medians, bar, generator)
+        rows.append([bar.title, *map(_number, numbers), bar.must, bar.stretch, f"**{verdict}**"])
     return _grid(["quantity", generator, "control", "peer", "must", "stretch", "mark"], rows)
+
+
+def _on_files(table: pd.DataFrame, files: Sequence[str]) -> str:
+    """Count the files on which a bar of the other files is met; all but one must."""
+    rows, must = [], len(FILES) - 2
+    for bar in OTHER_FILES:
+        marks = {file: _scored(_Medians(table, file, having="SCLD"), bar)[1] for file in files}
+        missed = [file for file, found in marks.items() if found not in ("pass", "stretch")]
+        n_met = len(files) - len(missed)
+        verdict = "**pass**" if n_met >= must else "**FAIL**"
+        rows.append([bar.title, bar.must, f"{n_met} of {len(files)}", ", ".join(missed) or "-", verdict])
+    return _grid(["quantity", "must", "met on", "not on", f"mark (at least {must} files)"], rows)
 
 
 def _beaten(medians: _Medians) -> str:
@@ -127,7 +143,7 @@ def _beaten(medians: _Medians) -> str:
     if not rows:
         return "scVI's prior was not run."
     text = f"SCLD lies nearer to the ideal than scVI's prior N(0, I) on {len(rows) - len(lost)} of {len(rows)} lines"
-    return f"{text}; not on: {', '.join(lost)}." if lost else f"{text}."
+    return f"{text}; not on: {', '.join(lost)}. Must: on all. **FAIL**" if lost else f"{text}. Must: on all. **pass**"
 
 
 def _steps(table: pd.DataFrame) -> str:
@@ -284,7 +300,7 @@ def _page(quality: pd.DataFrame, fast: pd.DataFrame, tasks: pd.DataFrame, notes:
     for file in ordered:
         ours = _judged(_Medians(quality, file, having="SCLD"), OTHER_FILES)
         out += [f"### {file}", "", ours, "", _all_generators(_Medians(quality, file)), ""]
-    out += [] if ordered else ["Not run.", ""]
+    out += ["### The bars over these files", "", _on_files(quality, ordered), ""] if ordered else ["Not run.", ""]
     out += ["## Speed", "", _speed(fast), "", "## Tasks", ""]
     out += ["Medians over the seeds that were run; the numbers behind them follow.", "", _task_bars(tasks), ""]
     out += [_tasks(tasks)]
