@@ -145,12 +145,16 @@ def test_map_puts_topics_among_their_genes() -> None:
     topics = pd.DataFrame(generator.normal(size=(K, 7)), index=NAMES)
     genes = pd.DataFrame(np.repeat(topics.to_numpy(), 5, axis=0), index=[f"g{j}" for j in range(5 * K)])
     genes += 0.01 * generator.normal(size=genes.shape)
-    model = SimpleNamespace(get_gene_embedding=lambda: genes, get_topic_embedding=lambda: topics)
+    lists = pd.DataFrame({name: [f"g{5 * k}", f"g{5 * k + 3}"] for k, name in enumerate(NAMES)})
+    model = SimpleNamespace(
+        get_gene_embedding=lambda: genes, get_topic_embedding=lambda: topics, get_top_genes=lambda n: lists[:n]
+    )
     axes = pl.topic_map(model, n_genes=2)
     dots, discs = (np.asarray(c.get_offsets()) for c in axes.collections)
     np.testing.assert_allclose(dots.reshape(K, 5, 2).mean(axis=1), discs, atol=0.05)
     named = [t.get_text() for t in axes.texts if t.get_text().startswith("g")]
-    assert [int(name[1:]) // 5 for name in named] == [k for k in range(K) for _ in range(2)]
+    assert named == [gene for name in NAMES for gene in lists[name]]
+    assert not [t for t in pl.topic_map(model, n_genes=0).texts if t.get_text().startswith("g")]
 
 
 def enriched(adata: AnnData, rows: list[tuple]) -> AnnData:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
@@ -295,13 +294,14 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
     model
         Trained :class:`cellsmith.model.SCE2TM`.
     n_genes
-        Nearest genes of every topic to name; with more than 20 topics names overlap.
+        Top genes of every topic to name, those of :func:`topic_genes`; with more than 20 topics names overlap, and 0
+        names none.
     ax
         Axes to draw into; None makes a figure.
 
     Returns
     -------
-    The Axes: genes as dots (darker: nearer to a topic), topics as numbered discs.
+    The Axes: genes as dots, topics as numbered discs with the names of their top genes.
 
     Raises
     ------
@@ -314,20 +314,22 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
     """
     if not hasattr(model, "get_gene_embedding") or not hasattr(model, "get_topic_embedding"):
         raise SetupError(f"Found {type(model).__name__}; expected a trained cellsmith.model.SCE2TM.")
+    from matplotlib import patheffects
+
     genes, topics = model.get_gene_embedding(), model.get_topic_embedding()
     centre = topics.to_numpy().mean(axis=0)
     axis = np.linalg.svd(topics.to_numpy() - centre, full_matrices=False)[2][:2]
     g, t = (genes.to_numpy() - centre) @ axis.T, (topics.to_numpy() - centre) @ axis.T
-    apart = cdist(genes.to_numpy(), topics.to_numpy(), "sqeuclidean")
+    named = model.get_top_genes(n=max(n_genes, 1))
     [axes] = style.panels(ax, 1, size=(7.2, 6.4))
-    axes.scatter(g[:, 0], g[:, 1], c=-apart.min(axis=1), s=9, cmap="Greys", linewidths=0, zorder=1)
+    axes.scatter(g[:, 0], g[:, 1], s=9, color=style.CONTROL, alpha=0.35, linewidths=0, zorder=1)
+    halo = [patheffects.withStroke(linewidth=2.2, foreground="white")]
     axes.scatter(t[:, 0], t[:, 1], s=190, color=style.REAL, edgecolors="white", linewidths=1, zorder=3)
     for k, name in enumerate(topics.index):
         axes.annotate(topic_number(name), t[k], ha="center", va="center", fontsize=7.5, color="white", zorder=4)
-        for j, gene in enumerate(np.argsort(apart[:, k], kind="stable")[:n_genes]):
-            axes.annotate(
-                str(genes.index[gene]), t[k], xytext=(11, 5 - 9 * j), textcoords="offset points", fontsize=7, zorder=2
-            )
+        for j, gene in enumerate(named[name] if n_genes else ()):
+            place = {"xytext": (11, 5 - 9 * j), "textcoords": "offset points"}
+            axes.annotate(str(gene), t[k], **place, fontsize=7.5, path_effects=halo, zorder=2)
     axes.set(xlabel="direction 1", ylabel="direction 2", xticks=[], yticks=[])
     style.tidy(axes)
     return axes
