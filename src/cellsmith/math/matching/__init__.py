@@ -1,0 +1,32 @@
+"""Few profiles in place of many cells: which cells to pick, how to sum them, and how alike two sets teach a network."""
+
+from __future__ import annotations
+
+from cellsmith.math.matching.grouping import (
+    allocate,
+    class_groups,
+    log_normalize,
+    metacell_log_means,
+    metacell_sums,
+    principal_components,
+    target_sum,
+)
+from cellsmith.math.matching.losses import class_gradients, distribution_matching, gradient_distance, gradient_matching
+from cellsmith.math.matching.selection import herding, k_center, kernel_herding
+
+__all__ = [
+    "allocate",
+    "class_gradients",
+    "class_groups",
+    "distribution_matching",
+    "gradient_distance",
+    "gradient_matching",
+    "herding",
+    "k_center",
+    "kernel_herding",
+    "log_normalize",
+    "metacell_log_means",
+    "metacell_sums",
+    "principal_components",
+    "target_sum",
+]
