@@ -15,6 +15,7 @@ from cellsmith._errors import SetupError
 from cellsmith.benchmark.__main__ import main
 from cellsmith.benchmark._annotation import (
     bars,
+    blind,
     confidence,
     guarantee,
     laws,
@@ -295,6 +296,35 @@ def test_parts_are_left_out_and_few_cells_are_few():
     few = transfer.few_cells(data, 0)
     assert len(few.scores) == 240 - 30
     np.testing.assert_allclose(few.scores.sum(axis=1), 1.0)
+
+
+def test_few_of_a_small_type_are_half_of_it():
+    labels = np.repeat(["a", "b"], [50, 9])
+    drawn = transfer.draw_few(labels, 0)
+    assert pd.Series(labels[drawn]).value_counts().to_dict() == {"a": 10, "b": 4}
+
+
+def test_blind_files_count_alike_and_so_do_their_kinds_of_task(tmp_path):
+    a, b, c = blind.CANDIDATES
+    tables = []
+    for file in blind.FILES:
+        gain = 0.1 if file == "paul15" else 0.0
+        few = {"raw": (0.5, 0.5), a: (0.6, 0.6), b: (0.6, 0.6 + gain), c: (0.5, 0.5)}
+        tables.append(rows_of(few, "blind, 10 cells a type", file))
+    for part, gain in (("1", 0.0), ("2", 0.0), ("3", 0.06)):  # the mean of the parts counts as much as the few cells
+        parts = {"raw": (0.5, 0.5), a: (0.6, 0.6), b: (0.6, 0.6 + gain), c: (0.5, 0.5)}
+        tables.append(rows_of(parts, f"blind, transfer to {part}", "kang_ctrl_8donors"))
+    found = results_of(*tables)
+    by_file = blind.file_gains(found, b, a, metric="macro_f1")
+    assert by_file["paul15"] == pytest.approx(0.1)
+    assert by_file["kang_ctrl_8donors"] == pytest.approx(0.01)
+    assert blind.gain(found, b, a, metric="macro_f1").mean == pytest.approx(0.11 / 5)
+    assert blind.gain(found, b, a, metric="accuracy").mean == pytest.approx(0)
+    assert not bars.transfer_parts(found, "raw")  # no row of the transfers
+    Store(TASKS, tmp_path / "annotation.csv").add(found.rows.to_dict("records"))
+    page = report(tmp_path).read_text(encoding="utf-8")
+    assert "B minus A, macro-F1: +2.2" in page
+    assert "better in 2 of 5 files" in page
 
 
 def test_draws_agree_with_the_door_and_keep_their_promise(case, cells):

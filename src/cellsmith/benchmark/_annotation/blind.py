@@ -15,7 +15,7 @@ from cellsmith.benchmark._annotation.transfer import few_cells, leave_out, prepa
 from cellsmith.benchmark._files import load
 from cellsmith.benchmark._store import Store
 
-__all__ = ["CANDIDATES", "FILES", "SEEDS", "blind", "file_gains", "gain"]
+__all__ = ["CANDIDATES", "FILES", "SEEDS", "TASK", "blind", "file_gains", "gain"]
 
 FILES: dict[str, str | None] = {
     "worm_neuron": None,
@@ -33,6 +33,7 @@ CANDIDATES = {
 }
 """Candidate -> what it passes to the door."""
 TASK = "blind, "
+"""What the names of these tasks start with."""
 
 
 def blind(*, directory: Path, store: Store, files: Iterable[str] = FILES, seeds: Iterable[int] = SEEDS) -> None:
