@@ -57,8 +57,8 @@ TREE = {
     | {"demo", "math", "nn", "data", "model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"},
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
     | {"enrichment", "matching", "ontology", "conformal", "privacy", "missing"},
-    "nn": {"mlp", "heads", "denoiser", "propagation"},
-    "data": {"fields", "splits"},
+    "nn": {"mlp", "heads", "denoiser", "propagation", "autoencoder", "pool"},
+    "data": {"fields", "splits", "source"},
     "model": {"_base", "_stage", "_fitted", *METHODS},
     "metrics": {"synthesis", "privacy", "clustering", "annotation", "missingness", "topics", "distillation"}
     | {"privacy_audit"},

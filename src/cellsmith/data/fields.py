@@ -13,10 +13,10 @@ from scvi.data.fields import CategoricalObsField, MuDataWrapper
 
 from cellsmith._errors import SetupError, nearest
 from cellsmith.math.counts import first_bad_count, library_totals
+from cellsmith.nn.autoencoder import REP_KEY
 
 __all__ = ["REP_KEY", "LabelsField", "cell_fields", "check_counts", "check_covariates", "modality_of"]
 
-REP_KEY = "rep"
 MIN_CELLS = 50
 
 

@@ -23,11 +23,6 @@ def test_every_equation_has_its_number() -> None:
     assert list(eq.EQUATIONS) == [f"E{i}" for i in range(1, 24)]
 
 
-def test_encoder_reads_log_counts() -> None:
-    got = eq.encoder_input(torch.tensor([0.0, 1.0, 9.0]))
-    torch.testing.assert_close(got, torch.tensor([1.0, 2.0, 10.0]).log())
-
-
 def test_latent_draw_has_its_mean_and_spread() -> None:
     mean, sd = torch.tensor([[1.0, -2.0]]).expand(40_000, 2), torch.tensor([[0.5, 2.0]]).expand(40_000, 2)
     z = eq.draw_latent(mean, sd, generator=torch.Generator().manual_seed(0))

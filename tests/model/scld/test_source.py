@@ -16,8 +16,8 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from cellsmith._errors import NotTrainedError, SetupError
+from cellsmith.data.source import build_source
 from cellsmith.model import SCLD
-from cellsmith.model.scld.source import build_source
 
 Make = Callable[..., AnnData]
 SIZE = {"n_latent": 4, "n_hidden": 16}

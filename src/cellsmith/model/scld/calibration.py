@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cellsmith.data.splits import scipy_counts
 from cellsmith.math import counts
-from cellsmith.model.scld.autoencoder import ForeignAutoencoder
 from cellsmith.model.scld.equations import draw_latent
 from cellsmith.model.scld.module import SCLDModule
+from cellsmith.nn.autoencoder import ForeignAutoencoder
 
 __all__ = ["TOLERATED_RISE", "Sample", "calibrate"]
 

@@ -24,7 +24,6 @@ __all__ = [
     "Deviation",
     "assemble",
     "draw_latent",
-    "encoder_input",
     "gaussian_kl",
     "interpolate_embeddings",
     "latent_statistics",
@@ -36,11 +35,6 @@ __all__ = [
 
 # A latent dimension with a smaller standard deviation carries nothing; dividing by it would blow noise up.
 COLLAPSED_SD = 1e-3
-
-
-def encoder_input(x: Tensor) -> Tensor:
-    """E1: what the encoder reads, log(1 + x), for counts x (n, G)."""
-    return torch.log1p(x)
 
 
 def draw_latent(mean: Tensor, sd: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

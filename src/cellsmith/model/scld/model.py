@@ -12,17 +12,17 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 from cellsmith import _compat, _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith.data.fields import REP_KEY, cell_fields, check_counts, modality_of
+from cellsmith.data.source import build_source, describe_source
 from cellsmith.model._base import CellModel
 from cellsmith.model._stage import Optim, Ramp, Stage
-from cellsmith.model.scld.autoencoder import ForeignAutoencoder
 from cellsmith.model.scld.editing import EditingMixin
 from cellsmith.model.scld.module import SCLDModule
 from cellsmith.model.scld.observed import ObservedMixin
 from cellsmith.model.scld.queries import GenerationMixin
 from cellsmith.model.scld.registration import check_columns, check_object, check_rep, posterior_fields
 from cellsmith.model.scld.request import Covariates, TrainingRows, read_covariates
-from cellsmith.model.scld.source import build_source, describe_source
 from cellsmith.model.scld.training import TrainingMixin
+from cellsmith.nn.autoencoder import ForeignAutoencoder
 
 __all__ = ["SCLD"]
 

@@ -17,7 +17,7 @@ from cellsmith.data.splits import scipy_counts
 from cellsmith.math import edm
 from cellsmith.math.likelihood import nb_log_prob_softmax, zinb_log_prob
 from cellsmith.model.scld import equations as eq
-from cellsmith.model.scld.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense
+from cellsmith.nn.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense
 from cellsmith.nn.denoiser import Denoiser, NoisyClassifier
 
 __all__ = ["SCLDModule", "log_totals", "row_totals"]

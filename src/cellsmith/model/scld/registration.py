@@ -14,6 +14,7 @@ from scvi.data.fields import NumericalObsField, ObsmField
 
 from cellsmith._errors import SetupError, nearest
 from cellsmith.data.fields import check_counts, check_covariates
+from cellsmith.data.source import OBSERVED_TOTAL, POSTERIOR_MEAN, POSTERIOR_VARIANCE
 
 __all__ = [
     "OBSERVED_TOTAL",
@@ -28,13 +29,6 @@ __all__ = [
     "posterior_fields",
 ]
 
-# Where the AnnData behind a minified source keeps the posterior. The names are scvi-tools' own for such an object, so
-# that it loads a file whose counts are all zero; columns of .obs that start so are left out of every answer.
-POSTERIOR_MEAN, POSTERIOR_VARIANCE, OBSERVED_TOTAL = (
-    "_scvi_latent_qzm",
-    "_scvi_latent_qzv",
-    "_scvi_observed_lib_size",
-)
 POSTERIOR_KEYS = (REGISTRY_KEYS.LATENT_QZM_KEY, REGISTRY_KEYS.LATENT_QZV_KEY, REGISTRY_KEYS.OBSERVED_LIB_SIZE)
 
 

@@ -1,4 +1,4 @@
-"""The count autoencoder of SCLD, and the same interface over a trained scvi-tools module."""
+"""The count autoencoder of SCLD and SCDD, and the same interface over a trained scvi-tools module."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from cellsmith.data.fields import REP_KEY
-from cellsmith.model.scld.equations import encoder_input
 from cellsmith.nn.heads import GaussianHead, RateHead
 from cellsmith.nn.mlp import MLP, Dropout
 
-__all__ = ["CountAutoencoder", "Decoded", "ForeignAutoencoder", "dense"]
+__all__ = ["REP_KEY", "CountAutoencoder", "Decoded", "ForeignAutoencoder", "dense"]
+
+# Key under which a batch holds the representation that replaces the encoder.
+REP_KEY = "rep"
 
 # Standard deviation given to an external representation, in units of its own spread: a point has no density.
 REP_JITTER = 0.01
@@ -116,11 +117,11 @@ class CountAutoencoder(nn.Module):
 
     def _encoder_input(self, x: Tensor, batch: Tensor) -> Tensor:
         if x.layout is torch.strided:
-            values = self.input_dropout(encoder_input(x) if self.log_variational else x)
+            values = self.input_dropout(torch.log1p(x) if self.log_variational else x)
             return self._append_batch(values, batch)
         # log(1 + 0) = 0, and dropping a zero changes nothing: both need the nonzeros only.
         values = x.values()
-        values = self.input_dropout(encoder_input(values) if self.log_variational else values)
+        values = self.input_dropout(torch.log1p(values) if self.log_variational else values)
         n, crow = x.shape[0], x.crow_indices()
         rows = torch.repeat_interleave(torch.arange(n, device=x.device), crow.diff(), output_size=len(values))
         width = self.n_input + self.n_batch_columns

@@ -14,9 +14,16 @@ from scvi import REGISTRY_KEYS
 from scvi.data._constants import _ADATA_MINIFY_TYPE_UNS_KEY
 
 from cellsmith._errors import NotTrainedError, SetupError
-from cellsmith.model.scld.registration import OBSERVED_TOTAL, POSTERIOR_MEAN, POSTERIOR_VARIANCE
 
-__all__ = ["build_source", "describe_source"]
+__all__ = ["OBSERVED_TOTAL", "POSTERIOR_MEAN", "POSTERIOR_VARIANCE", "build_source", "describe_source"]
+
+# Where the AnnData behind a minified source keeps the posterior. The names are scvi-tools' own for such an object, so
+# that it loads a file whose counts are all zero; columns of .obs that start so are left out of every answer.
+POSTERIOR_MEAN, POSTERIOR_VARIANCE, OBSERVED_TOTAL = (
+    "_scvi_latent_qzm",
+    "_scvi_latent_qzv",
+    "_scvi_observed_lib_size",
+)
 
 ACCEPTED = ("SCVI", "SCANVI")
 
@@ -34,7 +41,7 @@ def describe_source(model: Any, adata: Any = None) -> tuple[dict[str, Any], AnnD
     Returns
     -------
     ``{"class": path, "kwargs": plain arguments, "cells": "counts" or the kind of minification}``; an AnnData of its own
-    with the same count matrix, and the posterior where the object is minified; the arguments of ``SCLD.setup_anndata``.
+    with the same count matrix, and the posterior where the object is minified; the arguments of ``setup_anndata``.
 
     Raises
     ------
