@@ -17,6 +17,7 @@ from cellsmith.benchmark._store import SYNTHESIS, TASKS, Store
 from cellsmith.benchmark._synthesis import bars, peers
 from cellsmith.benchmark._synthesis.augmentation import augmentation
 from cellsmith.benchmark._synthesis.density import shuffle_genes
+from cellsmith.benchmark._synthesis.donors import CONTROL
 from cellsmith.benchmark._synthesis.report import report
 from cellsmith.benchmark._synthesis.scoring import Judge, composition_is_exact
 from cellsmith.benchmark._synthesis.speed import alternate
@@ -203,6 +204,7 @@ GOOD_ROWS = {
     "donor": [
         ("donor privacy", "a", "memoriser", "exact_copies", 0.9),
         ("donor privacy", "a", "memoriser", "nearest_share", 0.7),
+        ("donor privacy", "a", CONTROL, "nearest_share", 0.52),
         ("donor privacy", "a", "SCLD", "exact_copies", 0.0),
         ("donor privacy", "a", "SCLD", "nearest_share", 0.5),
         *(("donor privacy", "a", "SCLD", f"membership_auc_donor{end}", 0.5) for end in ("", "_low", "_high")),

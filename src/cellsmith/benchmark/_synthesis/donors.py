@@ -12,7 +12,9 @@ from cellsmith.benchmark._synthesis.fits import Fits
 from cellsmith.benchmark._synthesis.peers import memoriser
 from cellsmith.metrics import privacy_report
 
-__all__ = ["donor_privacy"]
+__all__ = ["CONTROL", "donor_privacy"]
+
+CONTROL = "unseen real cells of the training donors"
 
 
 class _Cut:
@@ -48,18 +50,24 @@ def donor_privacy(
     """
     rng = np.random.default_rng(seed)
     donors = rng.permutation(np.unique(adata.obs[donor_key].astype(str)))
-    sides = []
-    for chosen in np.array_split(donors, 2):
-        rows = np.flatnonzero(adata.obs[donor_key].astype(str).isin(chosen))
-        rows = np.sort(rng.choice(rows, min(n_cells, len(rows)), replace=False))
+    halves = [np.flatnonzero(adata.obs[donor_key].astype(str).isin(d)) for d in np.array_split(donors, 2)]
+    drawn = [np.sort(rng.choice(rows, min(n_cells, len(rows)), replace=False)) for rows in halves]
+    # Cells of the training donors that no model saw: the donors differ, so their share is not a half either.
+    unseen = np.setdiff1d(halves[0], drawn[0])
+    own = np.random.default_rng([seed, 1])
+    drawn.append(np.sort(own.choice(unseen, min(n_cells, len(unseen)), replace=False)))
+
+    def counts_of(rows: np.ndarray) -> ad.AnnData:
         side = ad.AnnData(adata.X[rows], obs=adata.obs[[labels_key, donor_key]].iloc[rows], var=adata.var[[]])
-        sides.append(side[np.asarray(side.X.sum(axis=1)).ravel() > 0].copy())
-    train, holdout = sides
+        return side[np.asarray(side.X.sum(axis=1)).ravel() > 0].copy()
+
+    train, holdout, spare = map(counts_of, drawn)
     # The donor is no condition: a user who shares such cells would not give it to the generator.
     fits = Fits(train, labels_key=labels_key, seed=seed, max_epochs=max_epochs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = {
+            CONTROL: spare,
             "SCLD": fits.get("scld").generate(train.n_obs, seed=seed),
             "memoriser": memoriser(train, train.n_obs, rng, keys=[labels_key]),
         }

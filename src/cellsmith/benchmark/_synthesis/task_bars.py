@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cellsmith.benchmark._synthesis.donors import CONTROL
+
 __all__ = ["TASK_BARS", "TaskBar"]
 
 Verdict = tuple[str, bool]
@@ -110,10 +112,11 @@ def _teaching(medians: pd.DataFrame) -> Verdict:
 
 def _donors(medians: pd.DataFrame) -> Verdict:
     by_name = medians.droplevel(["task", "file"])
-    ours, copies = by_name.loc["SCLD"], by_name.loc["memoriser"]
+    ours, copies, real = (by_name.loc[name] for name in ("SCLD", "memoriser", CONTROL))
     flagged = copies["exact_copies"] > 0 and copies["nearest_share"] > 0.56
     text = (
-        f"share {ours['nearest_share']:.3f}, copies {ours['exact_copies']:.3f}, attack on cells "
+        f"share {ours['nearest_share']:.3f} (unseen cells of the same donors {real['nearest_share']:.3f}), "
+        f"copies {ours['exact_copies']:.3f}, attack on cells "
         f"{ours['membership_auc']:.3f}, on donors {ours['membership_auc_donor']:.3f} "
         f"({ours['membership_auc_donor_low']:.2f} to {ours['membership_auc_donor_high']:.2f}); memoriser "
         f"{copies['nearest_share']:.3f}, {copies['exact_copies']:.3f}"
