@@ -195,9 +195,9 @@ def normalized_expression(log_rho: Tensor, mass: Tensor | None, *, library_size:
     """
     if mass is None:
         return library_size * log_rho.exp()
-    y = torch.expm1(mass[:, None] * log_rho.exp())
-    # A cell without counts has no mass: nothing is expressed, rather than 0 / 0.
-    return y * (library_size / y.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny))
+    # A cell without counts has no mass; c then takes its limit, the shares themselves.
+    y = torch.expm1(mass.clamp_min(1e-6)[:, None] * log_rho.exp())
+    return y * (library_size / y.sum(dim=-1, keepdim=True))
 
 
 EQUATIONS = {

@@ -341,7 +341,7 @@ class QueryMixin:
                 totals = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1.0)
                 x = (sparse.diags((eq.PER_CELL / totals).astype(np.float32)) @ x[:, self.gene_index_]).log1p()
                 theta, stop = self._encode(x.tocsr())[1], start + x.shape[0]
-                mass = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1e-3)
+                mass = np.asarray(x.sum(axis=1)).ravel()
                 pi = self._express(theta, batch_codes=codes[start:stop], mass=mass, library_size=1.0)
                 start, n_held = stop, float(held.sum())
                 if n_held > 0:

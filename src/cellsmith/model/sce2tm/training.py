@@ -104,7 +104,7 @@ class TrainingMixin:
         """Warn of cells that show the model nothing: they have a total, but no count in any modelled gene."""
         if self._cells is None:
             return
-        empty = np.flatnonzero(np.diff(self._cells.counts.indptr) == 0)
+        empty = np.flatnonzero(np.asarray(self._cells.counts.sum(axis=1)).ravel() == 0)
         if len(empty):
             self._note(
                 f"{len(empty)} cells have no count in any of the {len(self.gene_index_)} modelled genes (first: "
