@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from cellsmith._errors import OverSmoothingWarning
 from cellsmith.model import GRIT
+from cellsmith.model.grit.summary import smoothing_guard
 
 Task = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
@@ -42,6 +43,13 @@ def test_every_run_that_loses_a_class_warns(
             assert all(name in told[0] for name in lost[:8])
             warned += bool(told)
     assert warned >= 2
+
+
+def test_the_warning_counts_as_people_do() -> None:
+    codes = np.array([0, 1, 2, 3])
+    one, two = (smoothing_guard(codes, codes, lost)[1] for lost in (["T"], ["T", "B"]))
+    assert "1 class no longer has any cell (T)" in one
+    assert "2 classes no longer have any cell (T, B)" in two
 
 
 def test_collapse_without_a_lost_class_warns(cells: Callable[..., AnnData], fit: Callable[..., GRIT]) -> None:
