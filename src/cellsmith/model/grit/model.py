@@ -62,8 +62,8 @@ class GRIT(FittingMixin, QueryMixin, ResultsMixin, FittedModel):
     n_neighbors
         Neighbours of a graph that is built here, the cell itself counted, as in scanpy.
     anchors
-        Use of registered labels: "split" (half are held fixed, half calibrate; below 50 all are held), "clamp" or
-        "calibrate".
+        Use of registered labels: "split" (half are held fixed and set the temperature, half calibrate rejections; below
+        50 all are held), "clamp" or "calibrate" (of 50 or more, a half, at most 50, sets the temperature).
     prior_correction
         None, or "half": class masses are evened out with exponent 0.5.
     protect
