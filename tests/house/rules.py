@@ -56,10 +56,10 @@ TREE = {
     "": {"__init__", "_record", "cli", *_BASE}
     | {"demo", "math", "nn", "data", "model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"},
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
-    | {"enrichment", "matching", "ontology", "conformal", "privacy", "missing"},
+    | {"enrichment", "matching", "latent", "ontology", "conformal", "privacy", "missing"},
     "nn": {"mlp", "heads", "denoiser", "propagation", "autoencoder", "pool"},
     "data": {"fields", "splits", "source"},
-    "model": {"_base", "_stage", "_fitted", *METHODS},
+    "model": {"_base", "_stage", "_fitted", "_calibration", *METHODS},
     "metrics": {"synthesis", "privacy", "clustering", "annotation", "missingness", "topics", "distillation"}
     | {"privacy_audit"},
 }

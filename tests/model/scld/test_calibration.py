@@ -15,8 +15,9 @@ from lightning.pytorch import LightningDataModule
 
 from cellsmith.data.splits import Batches, CellReader
 from cellsmith.model import SCLD
-from cellsmith.model.scld import calibration, training
-from cellsmith.model.scld.calibration import Sample, calibrate
+from cellsmith.model import _calibration as calibration
+from cellsmith.model._calibration import Sample, calibrate
+from cellsmith.model.scld import training
 
 Make = Callable[..., AnnData]
 Build = Callable[..., SCLD]

@@ -16,7 +16,7 @@ from cellsmith._errors import DataWarning, SetupError
 from cellsmith._rng import Streams
 from cellsmith.data.splits import CellReader
 from cellsmith.model import SCLD
-from cellsmith.model.scld import calibration
+from cellsmith.model import _calibration as calibration
 
 Make = Callable[..., AnnData]
 Build = Callable[..., SCLD]

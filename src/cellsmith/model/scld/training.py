@@ -15,8 +15,8 @@ from cellsmith._rng import Streams
 from cellsmith.data.fields import REP_KEY
 from cellsmith.data.splits import KeptCells, scipy_counts, validation_batches
 from cellsmith.math import counts
+from cellsmith.model._calibration import Sample, calibrate
 from cellsmith.model.scld import equations as eq
-from cellsmith.model.scld.calibration import Sample, calibrate
 from cellsmith.model.scld.module import log_totals
 from cellsmith.nn.autoencoder import CountAutoencoder
 

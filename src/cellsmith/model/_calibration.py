@@ -1,4 +1,4 @@
-"""E8 on a trained decoder: the closed-form refit of the inverse dispersions."""
+"""The refit of the inverse dispersions on a trained decoder, by maximum likelihood and with a guard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from cellsmith.data.splits import scipy_counts
 from cellsmith.math import counts
-from cellsmith.model.scld.equations import draw_latent
-from cellsmith.model.scld.module import SCLDModule
+from cellsmith.math.latent import draw_latent
 from cellsmith.nn.autoencoder import ForeignAutoencoder
 
 __all__ = ["TOLERATED_RISE", "Sample", "calibrate"]
@@ -52,13 +51,14 @@ class Sample:
 
 
 @torch.no_grad()
-def calibrate(module: SCLDModule, *, fit: Sample, held_out: Sample, seed: int) -> dict[str, Any]:
+def calibrate(module: Any, *, fit: Sample, held_out: Sample, seed: int) -> dict[str, Any]:
     """Refit theta by maximum likelihood with the decoder frozen and one posterior draw a cell.
 
     Parameters
     ----------
     module
-        In evaluation mode; its dispersions are replaced when the held-out likelihood agrees.
+        In evaluation mode, with ``autoencoder``, ``posterior``, ``log_library``, ``decode`` and ``log_prob``; its
+        dispersions are replaced when the held-out likelihood agrees.
     fit, held_out
         Cells to fit on and to judge by.
     seed
@@ -104,7 +104,7 @@ def calibrate(module: SCLDModule, *, fit: Sample, held_out: Sample, seed: int) -
     }
 
 
-def _parameter(module: SCLDModule) -> tuple[Tensor | None, str]:
+def _parameter(module: Any) -> tuple[Tensor | None, str]:
     """Return log theta as a view (groups, G) and what its groups are; None and the reason where there is none."""
     own = module.autoencoder
     if not isinstance(own, ForeignAutoencoder):
@@ -130,7 +130,7 @@ def _group(tensors: Mapping[str, Tensor], kind: str) -> Tensor:
 class _Drawn:
     """Cells with one posterior draw each, made once; the decoder is then read at them as often as it takes."""
 
-    def __init__(self, module: SCLDModule, sample: Sample, seed: int) -> None:
+    def __init__(self, module: Any, sample: Sample, seed: int) -> None:
         self._module, self._sample = module, sample
         generator = torch.Generator(device=module.device).manual_seed(seed)
         z, library = [], []
