@@ -20,5 +20,6 @@ __getattr__, __dir__, __all__ = attach(
         "sce2tm_top_genes": "._sce2tm_tables",
         "sce2tm_transfer": "._sce2tm_transfer",
         "scld": "._scld",
+        "sketch": "._sketch",
     },
 )
