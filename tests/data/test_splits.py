@@ -149,6 +149,24 @@ def test_table_gives_the_steps_that_were_asked_for(n: int, batch_size: int, n_st
     np.testing.assert_array_equal(torch.cat([b["value"] for b in batches])[:, 0].numpy(), rows.numpy())
 
 
+@given(n=st.integers(2, 60), batch_size=st.integers(2, 12), min_batch=st.integers(1, 2))
+def test_a_last_batch_that_is_too_small_joins_the_one_before(n: int, batch_size: int, min_batch: int) -> None:
+    batches = Batches(
+        lambda i: {"i": torch.from_numpy(i)},
+        lambda _: np.arange(n),
+        n_items=n,
+        batch_size=batch_size,
+        min_batch=min_batch,
+    )
+    found = [b["i"].numpy() for b in batches]
+    assert len(found) == len(batches)
+    np.testing.assert_array_equal(np.concatenate(found), np.arange(n))
+    assert min(map(len, found)) >= min_batch
+    assert all(len(b) == batch_size for b in found[:-1])
+    if min_batch == 1:
+        assert len(found) == -(-n // batch_size)
+
+
 def test_ranks_share_a_pass_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, lengths = [], []
     for rank in range(2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,40 @@ def test_plan_kwargs_reach_every_trained_stage_and_unknown_names_are_refused() -
     assert apply_plan_kwargs(STAGES, None) is STAGES
     with pytest.raises(SetupError, match=r"'learning_rate'.*'lr'"):
         apply_plan_kwargs(STAGES, {"learning_rate": 1})
+
+
+def test_plan_kwargs_refuse_unknown_optimisers_and_schedules() -> None:
+    with pytest.raises(SetupError, match=r"optimizer='rmspro'.*Did you mean 'rmsprop'"):
+        apply_plan_kwargs(STAGES, {"optimizer": "rmspro"})
+    with pytest.raises(SetupError, match=r"schedule='halve'.*'halving'"):
+        apply_plan_kwargs(STAGES, {"schedule": "halve"})
+
+
+def test_schedules_by_step() -> None:
+    length = {"n_steps": 1000, "n_epochs": 10}
+    constant = Optim(schedule="constant", warmup_steps=20)
+    assert [constant.rate(s, **length) for s in (0, 9, 19, 20, 999)] == [0.05, 0.5, 1.0, 1.0, 1.0]
+    cosine = Optim()
+    assert [round(cosine.rate(s, **length), 6) for s in (0, 500, 1000)] == [1.0, 0.5, 0.0]
+    halving = Optim(schedule="halving", halve_every=4)
+    assert [halving.rate(s, **length) for s in (0, 399, 400, 799, 800)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "rmsprop"])
+def test_every_optimiser_takes_its_own_first_step(name: str) -> None:
+    """From zero moments, RMSprop with smoothing .99 moves by lr / sqrt(.01), the two others by lr."""
+    network = torch.nn.Linear(3, 2)
+    before = network.weight.detach().clone()
+    stage = Stage(
+        name="x", trains=("weight",), plan=Optim(optimizer=name, lr=1e-3, schedule="constant", weight_decay=0)
+    )
+    plan = StagePlan(network, stage)
+    plan.trainer = SimpleNamespace(estimated_stepping_batches=10, max_epochs=2)
+    optimizer = plan.configure_optimizers()["optimizer"]
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    moved = (before - network.weight.detach()) / 1e-3
+    torch.testing.assert_close(moved, torch.full((2, 3), 10.0 if name == "rmsprop" else 1.0), rtol=1e-3, atol=0)
 
 
 def test_ramp_rises_linearly_to_its_target() -> None:
@@ -189,3 +225,45 @@ def test_best_iterate_is_restored(
     assert len(losses) == 6
     best = int(np.argmin(losses))
     assert torch.equal(untrained.module.denoiser.state_dict()[weight], seen[best][1])
+
+
+def test_without_keep_best_the_last_iterate_stays(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    original = StagePlan.on_validation_epoch_end
+    weight = [k for k in untrained.module.denoiser.state_dict() if k.endswith("weight")][-1]
+
+    def spy(plan: StagePlan) -> None:
+        if plan.stage.name == "diffuse":
+            seen.append(plan.module.denoiser.state_dict()[weight].clone())
+        original(plan)
+
+    monkeypatch.setattr(StagePlan, "on_validation_epoch_end", spy)
+    options = {"lr": 0.03, "keep_best": False}
+    trained_for_a_moment(untrained, max_epochs={"autoencode": 1, "diffuse": 4}, plan_kwargs=options)
+    assert torch.equal(untrained.module.denoiser.state_dict()[weight], seen[-1])
+
+
+def test_a_solve_decides_which_stages_follow_and_a_watcher_sees_the_means(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    declared = type(untrained).stages
+
+    def stages(model: SCLD) -> tuple[Stage, ...]:
+        first, solve, last = declared(model)
+        first = replace(first, watch="look")
+        return (first, solve) if getattr(model, "short", False) else (first, solve, last)
+
+    def calibrate(model: SCLD, streams: Any) -> None:
+        model.short = True
+
+    monkeypatch.setattr(type(untrained), "stages", stages)
+    monkeypatch.setattr(type(untrained), "_calibrate", calibrate)
+    monkeypatch.setattr(type(untrained.module), "look", lambda module, means: seen.append(means), raising=False)
+    trained_for_a_moment(untrained, max_epochs={"autoencode": 2, "diffuse": 5})
+    assert {name.split("/")[0] for name in untrained.history_} == {"autoencode"}
+    assert [set(means) >= {"loss", "reconstruction", "kl"} for means in seen] == [True, True]
+    history = untrained.history_["autoencode/validation_loss"].iloc[:, 0]
+    assert [means["loss"] for means in seen] == pytest.approx(list(history), rel=1e-6)

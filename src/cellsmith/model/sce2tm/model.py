@@ -10,6 +10,7 @@ import numpy as np
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
+from cellsmith._rng import isolated
 from cellsmith.data.fields import cell_fields, check_counts, check_covariates, modality_of
 from cellsmith.model._base import CellModel
 from cellsmith.model._stage import Optim, Stage
@@ -196,7 +197,8 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
             "n_levels": n_levels,
             "own_draw_for_cross": variant == "paper",
         }
-        self.module = self._new_module()
+        with isolated():
+            self.module = self._new_module()
         view = f"guided by {self._external_key!r}" if self._external_key else "no external view"
         self._model_summary_string = (
             f"SCE2TM: {n_cells} cells, {given['n_topics']} topics of {len(self.gene_index_)} genes, {view}"

@@ -10,6 +10,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor, nn
 
+from cellsmith._rng import isolated
 from cellsmith.math import topics
 from cellsmith.math.likelihood import nb_log_prob_softmax
 from cellsmith.model.sce2tm import equations as eq
@@ -341,7 +342,8 @@ class SCE2TMModule(BaseModuleClass):
 
     def on_load(self, model: Any, **kwargs: Any) -> None:
         """Let a model that is being loaded take the shape that its training gave it."""
-        model._fit_module_to_training()
+        with isolated():
+            model._fit_module_to_training()
 
     # --- the interface of scvi-tools ------------------------------------------------------------------------------
 

@@ -239,13 +239,13 @@ def _published_lists(points: np.ndarray, k: int) -> np.ndarray:
     directed = sparse.csr_matrix((distances.ravel() + 1e-12, (rows, indices.ravel())), shape=(n, n))
     mutual = directed.minimum(directed.T)
     tree = minimum_spanning_tree(directed.maximum(directed.T))
-    joined = mutual.maximum(tree).maximum(tree.T).tocsr()
+    joined = mutual.maximum(tree).maximum(tree.T).tocoo()
+    nearest = np.lexsort((joined.col, joined.data, joined.row))
+    row, partner = joined.row[nearest], joined.col[nearest]
+    place = 1 + np.arange(len(row)) - np.searchsorted(row, row)
     out = np.full((n, k), -1, dtype=np.int64)
     out[:, 0] = np.arange(n)
-    for i in range(n):
-        own = slice(joined.indptr[i], joined.indptr[i + 1])
-        partners = joined.indices[own][np.argsort(joined.data[own], kind="stable")][: k - 1]
-        out[i, 1 : 1 + len(partners)] = partners
+    out[row[place < k], place[place < k]] = partner[place < k]
     return out
 
 
