@@ -188,8 +188,8 @@ class ObservedMixin:
             Given the covariates of each cell, rather than over the whole population.
         counts
             Also ask whether the counts fit their state: log density of counts and log total, rather than of the
-            state alone. It finds cells whose genes do not belong together, which the encoder maps to states as
-            common as any; it falls with the depth of a cell, so compare cells of similar totals.
+            state alone. It finds cells whose genes do not belong together also where the encoder maps them to
+            states as common as any; it falls with the depth of a cell, so compare cells of similar totals.
         n_steps
             Noise levels of the probability-flow ODE.
 
