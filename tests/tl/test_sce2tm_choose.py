@@ -65,7 +65,12 @@ def chosen() -> AnnData:
             n_topics=(12, 3),
             n_seeds=2,
             model_kwargs={"n_hidden": 32, "n_embedding": 16},
-            train_kwargs={**QUICK, "batch_size": 64, "max_epochs": {"topics": 20}, "plan_kwargs": {"lr": 1e-2}},
+            train_kwargs={
+                **QUICK,
+                "batch_size": 64,
+                "max_epochs": {"topics": 20},
+                "plan_kwargs": {"lr": 1e-2, "clip": 5.0},
+            },
         )
     return adata
 

@@ -16,7 +16,7 @@ SMALL = {"n_topics": 8, "n_hidden": 32, "n_embedding": 16}
 
 
 def fit(adata: AnnData, *, epochs: int = 30, **options: Any) -> SCE2TM:
-    """Train a registered model for about a hundred steps; a high learning rate makes up for their number."""
+    """Train a registered model for about a hundred steps; a high learning rate, clipped, makes up for their number."""
     model = SCE2TM(adata, **{**SMALL, **options})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -26,7 +26,7 @@ def fit(adata: AnnData, *, epochs: int = 30, **options: Any) -> SCE2TM:
             batch_size=128,
             early_stopping=False,
             enable_progress_bar=False,
-            plan_kwargs={"lr": 1e-2},
+            plan_kwargs={"lr": 1e-2, "clip": 5.0},
         )
     return model
 

@@ -136,7 +136,7 @@ class PerturbationMixin:
         self._require_trained("select_topics")
         if test not in perturb.TESTS:
             raise SetupError(f"test={test!r}. {nearest(test, perturb.TESTS)}")
-        cells = self.adata if adata is None else adata
+        cells = self._object(adata)
         rows = _positions(indices, cells.n_obs)
         column = _column(cells, groupby, "groupby").iloc[rows]
         sides = [_members(column, value, groupby) for value in (group, reference)]
@@ -145,7 +145,7 @@ class PerturbationMixin:
         samples = None if sample_key is None else _codes(_column(cells, sample_key, "sample_key").iloc[rows])[0]
         self._refuse_told_by_batch(cells, rows, sides, what=f"groupby={groupby!r}")
         mu = self._encode(cells)[0]
-        scale = (mu if cells is self.adata else self._encode(self.adata)[0]).std(axis=0)
+        scale = (mu if cells is self.adata else self._encode(self._object(None))[0]).std(axis=0)
         table = perturb.compare_topics(
             mu[rows],
             *sides,
@@ -233,7 +233,7 @@ class PerturbationMixin:
         names = self._topic_names()
         _check_request(op, strength, space)
         chosen, values = _chosen(topics, op, names)
-        cells = self.adata if adata is None else adata
+        cells = self._object(adata)
         rows = _positions(indices, cells.n_obs)
         if per_cell:
             perturb.check_size(len(rows), len(self._genes))
@@ -245,7 +245,7 @@ class PerturbationMixin:
             values = values[:, chosen]
         else:
             values = np.tile(values, (len(groups), 1))
-        mu = self._encode(cells, batch_size=batch_size)[0][rows]
+        mu = self._encode(cells, indices=rows, batch_size=batch_size)[0]
         after = perturb.edit_topics(mu, chosen, values[codes], op=op, strength=strength, space=space)
         theta = [softmax(m.astype(np.float64), axis=1).astype(np.float32) for m in (mu, after)]
         express = self._expression_of(cells, rows)
@@ -271,6 +271,13 @@ class PerturbationMixin:
             _expression=lambda: np.concatenate([express(part, theta[1][part]) for part in _chunks(len(rows))]),
         )
 
+    def _object(self, adata: Any) -> Any:
+        """Return the cells that are asked about: those given, or the training object."""
+        cells = self.adata if adata is None else adata
+        if cells is None:
+            raise SetupError("This model has no training object. Load it with one: SCE2TM.load(path, adata=adata).")
+        return cells
+
     def _sides(self, topics: Any, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the masks of source and target over the training cells."""
         carried = topics.attrs.get("cells") if isinstance(topics, pd.DataFrame) else None
@@ -281,7 +288,7 @@ class PerturbationMixin:
                 "op='swap_to_group' needs source and target, masks of training cells, or a frame of select_topics on "
                 "the training object, which carries them. Type source=mask, target=mask."
             )
-        n = self.adata.n_obs
+        n = self._object(None).n_obs
         masks = [np.isin(np.arange(n), _positions(side, n)) for side in (source, target)]
         self._refuse_told_by_batch(self.adata, np.arange(n), masks, what="source and target")
         return masks[0], masks[1]
