@@ -324,7 +324,3 @@ class TestFactors:
         factors = gram.overlap_factors(model, generator=rng())
         with pytest.raises(SetupError, match="expected the same kind"):
             factors.extend(gram.GroupedProbability(np.zeros(3, dtype=int), np.ones((1, 50))))
-
-    def test_a_custom_table_has_no_state(self):
-        with pytest.raises(SetupError, match="cannot be restored"):
-            gram.probability_from_state("table", {})

@@ -140,14 +140,14 @@ def test_probabilities_survive_being_stored(x: np.ndarray) -> None:
         "covariates": gram.fit_covariates(blocks, stats, cell_design=generator.normal(size=(40, 1))),
     }
     for name, model in fitted.items():
-        kind, arrays, axes = missing.describe_probability(model)
-        assert kind == name
-        assert all(len(arrays[a]) == {"cells": 40, "features": 30}[axis] for a, axis in axes.items())
-        back = missing.stored_probability(kind, arrays)
+        assert model.kind == name
+        sizes = {"cells": 40, "features": 30}
+        assert all(len(v) == sizes[gram.STATE_AXES[a]] for a, v in model.state().items() if a in gram.STATE_AXES)
+        back = gram.probability_from_state(name, model.state())
         np.testing.assert_array_equal(back.block(np.arange(40)), model.block(np.arange(40)))
-    assert missing.describe_probability(gram.custom_probability(np.ones((2, 2))))[0] == "given"
+    given = gram.custom_probability(np.ones((2, 2)))
     with pytest.raises(SetupError, match="cannot be restored"):
-        missing.stored_probability("given", {})
+        gram.probability_from_state(given.kind, given.state())
 
 
 def test_counts_are_recognised() -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["MissingnessReport", "missingness_report", "subspace_error"]
 
 _FEW = 10.0  # features; below so many shared ones an inner product is mostly noise
-_FOLLOWS = 0.3  # correlation of rate and mean above which entries seem to be missing because of their value
 _UNEVEN = 3.0  # standard errors
 _DIAGNOSTICS = ("row_z", "col_z", "row_share", "col_share", "model_share", "rate_mean_correlation")
 _EMBEDDINGS = ("name", "heldout_error", "sin_theta")
@@ -183,7 +182,7 @@ def _fitted(blocks: gram.Blocks, stats: gram.Stats, *, min_overlap: float) -> tu
     live = blocks if cells.all() and features.all() else gram.select_blocks(blocks, cells=cells, features=features)
     part = stats if live is blocks else gram.observed_stats(live)
     probability = gram.fit_logistic(part.row_counts, part.col_counts)
-    found = gram.diagnose(part, probability, min_overlap=min_overlap, warn=False)
+    found = gram.diagnose(part, probability, min_overlap=min_overlap)
     overlap = np.full(stats.n_cells, np.nan)
     overlap[cells] = probability.mean_overlap
     groups = int(gram.cell_groups(live, part).max()) + 1 if part.observed_rate < 1.0 else 1
@@ -220,7 +219,7 @@ def _notes(summary: Mapping[str, float], min_overlap: float) -> list[str]:
         notes.append(f"{summary['groups']:.0f} groups of cells share no feature: they cannot be embedded together.")
     if summary["below_min"]:
         notes.append(f"{summary['below_min']:.0f} cells share fewer than {min_overlap:g} features with the others.")
-    if abs(summary["rate_mean_correlation"]) > _FOLLOWS:
+    if abs(summary["rate_mean_correlation"]) > gram.NOT_AT_RANDOM:
         side = "higher" if summary["rate_mean_correlation"] > 0 else "lower"
         notes.append(
             f"features that are observed more often have {side} means: entries may be missing because of their value, "

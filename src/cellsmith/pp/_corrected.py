@@ -81,7 +81,7 @@ def _operator(adata: Any, block: Mapping[str, Any]) -> tuple[gram.Operator, np.n
             'or type metric="embedding".'
         )
     in_fit, live = (np.asarray(block["fit"][name], dtype=bool) for name in ("cells", "features"))
-    probability = missing.stored_probability(stored["model"], _cut(stored, in_fit, live))
+    probability = gram.probability_from_state(stored["model"], _cut(stored, in_fit, live))
     rows, _ = missing.find_values(adata.X, adata.layers, layer=params.get("layer"))
     mask = missing.find_mask(params.get("mask"), layers=adata.layers, uns=adata.uns, shape=rows.shape)
     blocks = missing.read_blocks(rows, mask)
@@ -96,10 +96,9 @@ def _operator(adata: Any, block: Mapping[str, Any]) -> tuple[gram.Operator, np.n
 
 def _cut(stored: Mapping[str, Any], in_fit: np.ndarray, live: np.ndarray) -> dict[str, np.ndarray]:
     """Return the arrays of the probabilities for the cells and features of the fit only."""
-    axes = {"a": in_fit, "r": in_fit, "groups": in_fit, "cell_design": in_fit, "cell_slopes": in_fit}
-    axes |= {"b": live, "c": live, "table": live, "feature_design": live, "feature_slopes": live}
+    chosen = {"cells": in_fit, "features": live}
     return {
-        name: np.asarray(value)[axes[name]] if name in axes else np.asarray(value)
+        name: np.asarray(value)[chosen[gram.STATE_AXES[name]]] if name in gram.STATE_AXES else np.asarray(value)
         for name, value in stored.items()
         if name not in ("model", "margin_error")
     }

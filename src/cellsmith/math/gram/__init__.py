@@ -19,14 +19,20 @@ from cellsmith.math.gram.blocks import (
 )
 from cellsmith.math.gram.centred import Centred
 from cellsmith.math.gram.covariates import CovariateProbability, fit_covariates, mask_products
-from cellsmith.math.gram.diagnostics import QUANTILES, Diagnostics, diagnose
+from cellsmith.math.gram.diagnostics import NOT_AT_RANDOM, QUANTILES, Diagnostics, diagnose
 from cellsmith.math.gram.distances import corrected_distances, corrected_products
-from cellsmith.math.gram.heldout import HeldOut, heldout_error, hold_out, permute_within_mask, prediction_error
+from cellsmith.math.gram.heldout import HeldOut, hold_out, permute_within_mask, prediction_error
 from cellsmith.math.gram.krylov import Eigen, Mass, block_krylov, frobenius_norm, spectrum_mass, top_eigenpairs
 from cellsmith.math.gram.legacy import dense_legacy
 from cellsmith.math.gram.logistic import fit_logistic
-from cellsmith.math.gram.margins import custom_probability, fit_grouped, fit_rank1, probability_from_state
-from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, self_term, thinned_fit
+from cellsmith.math.gram.margins import (
+    STATE_AXES,
+    custom_probability,
+    fit_grouped,
+    fit_rank1,
+    probability_from_state,
+)
+from cellsmith.math.gram.nystrom import embedding, loadings, nystrom, orient, projections, thinned_fit
 from cellsmith.math.gram.operator import (
     Operator,
     dense_operator,
@@ -53,8 +59,10 @@ from cellsmith.math.gram.subspace import sin_theta
 
 __all__ = [
     "MAX_DENSE",
+    "NOT_AT_RANDOM",
     "QUANTILES",
     "RULES",
+    "STATE_AXES",
     "Block",
     "Blocks",
     "Centred",
@@ -93,7 +101,6 @@ __all__ = [
     "frobenius_norm",
     "gram_blocks",
     "gram_operator",
-    "heldout_error",
     "hetero",
     "hold_out",
     "loadings",
@@ -117,7 +124,6 @@ __all__ = [
     "row_blocks",
     "row_view",
     "select_blocks",
-    "self_term",
     "shared_counts",
     "sin_theta",
     "spectrum_mass",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import Blocks
-from cellsmith.math.gram.probability import FLOOR, Probability, sigmoid
+from cellsmith.math.gram.probability import FLOOR, Probability, equal_rows, sigmoid
 from cellsmith.math.gram.statistics import Stats, check_live
 
 __all__ = ["CovariateProbability", "fit_covariates", "mask_products"]
@@ -69,8 +69,7 @@ class CovariateProbability(Probability):
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Cells of equal covariates and slopes are one type."""
         rows = np.concatenate([self.cell_design, self.cell_slopes], axis=1)
-        _, first, kind = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-        return first, kind.reshape(-1)
+        return equal_rows(rows)
 
     def block(self, cells: npt.NDArray[np.int64]) -> Array:
         """Probabilities of some cells, (m, D).
@@ -156,10 +155,12 @@ def fit_covariates(
     x = _design(cell_design, stats.n_cells, "cells")
     w = _design(feature_design, stats.n_features, "features")
     by_cell, by_feature = mask_products(blocks, x, w)
-    cells, cell_type, cell_size = _merged(by_cell, x)
-    features, feature_type, feature_size = _merged(by_feature, w)
-    model = CovariateProbability(x[cells], w[features], *_start(cells.size, features.size, x, w))
-    weights = (cell_size.astype(np.float64), feature_size.astype(np.float64))
+    # rows that stand for all with the same statistics and covariates
+    cells, cell_type = equal_rows(np.round(np.concatenate([by_cell, x], axis=1), 9))
+    features, feature_type = equal_rows(np.round(np.concatenate([by_feature, w], axis=1), 9))
+    slopes = np.zeros((cells.size, w.shape[1])), np.zeros((features.size, x.shape[1]))
+    model = CovariateProbability(x[cells], w[features], *slopes)
+    weights = (np.bincount(cell_type).astype(np.float64), np.bincount(feature_type).astype(np.float64))
     history: list[float] = []
     for _ in range(max_rounds):
         alpha, row_error = _rows_step(model, by_cell[cells], weights[1])
@@ -203,17 +204,6 @@ def _design(values: Any, size: int, what: str) -> Array:
         bad = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise SetupError(f"A covariate of the {what} is not finite (first: number {bad}); expected numbers.")
     return np.concatenate([ones, table], axis=1)
-
-
-def _merged(products: Array, design: Array) -> tuple[Any, Any, Any]:
-    """Rows that stand for all with the same statistics and covariates, the type of each row, the size of each type."""
-    key = np.round(np.concatenate([products, design], axis=1), 9)
-    _, first, kind, size = np.unique(key, axis=0, return_index=True, return_inverse=True, return_counts=True)
-    return first, kind.reshape(-1), size
-
-
-def _start(n_cells: int, n_features: int, x: Array, w: Array) -> tuple[Array, Array]:
-    return np.zeros((n_cells, w.shape[1])), np.zeros((n_features, x.shape[1]))
 
 
 def _swapped(model: CovariateProbability) -> CovariateProbability:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith._errors import MissingnessWarning
 from cellsmith.math.gram.probability import Probability
 from cellsmith.math.gram.statistics import Stats
 
-__all__ = ["QUANTILES", "Diagnostics", "diagnose"]
+__all__ = ["NOT_AT_RANDOM", "QUANTILES", "Diagnostics", "diagnose"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-_NOT_AT_RANDOM = 0.3
+NOT_AT_RANDOM = 0.3  # correlation of rate and mean above which entries seem missing because of their value (Eq. 4)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Diagnostics:
         return asdict(self)
 
 
-def diagnose(stats: Stats, probability: Probability, *, min_overlap: float = 10.0, warn: bool = True) -> Diagnostics:
+def diagnose(stats: Stats, probability: Probability, *, min_overlap: float = 10.0) -> Diagnostics:
     """Return the diagnostics of a mask and its model (Eq. 21).
 
     Parameters
@@ -67,20 +65,9 @@ def diagnose(stats: Stats, probability: Probability, *, min_overlap: float = 10.
         Fitted probabilities of the same cells and features.
     min_overlap
         Mean effective overlap, in features, below which a cell is counted.
-    warn
-        Warn when the observed share of features follows their mean: entries then look missing because of their value,
-        which breaks the estimator (Eq. 4).
     """
     c = stats.observed_rate
     spread = max(c * (1 - c), 1e-12)
-    correlation = _spearman(stats.col_rates, stats.means)
-    if warn and abs(correlation) > _NOT_AT_RANDOM:
-        warnings.warn(
-            f"Features that are observed more often have {'higher' if correlation > 0 else 'lower'} means (Spearman "
-            f"{correlation:.2f}): entries may be missing because of their value, which no correction here removes.",
-            MissingnessWarning,
-            stacklevel=2,
-        )
     overlap = probability.mean_overlap
     return Diagnostics(
         observed_rate=c,
@@ -89,7 +76,7 @@ def diagnose(stats: Stats, probability: Probability, *, min_overlap: float = 10.
         row_share=float(np.var(stats.row_rates) / spread),
         col_share=float(np.var(stats.col_rates) / spread),
         model_share=float(max(0.0, _second_moment(probability) - c**2) / spread),
-        rate_mean_correlation=correlation,
+        rate_mean_correlation=_spearman(stats.col_rates, stats.means),
         overlap_quantiles=tuple(float(q) for q in np.quantile(overlap, QUANTILES)),
         below_min=int(np.sum(overlap < min_overlap)),
     )

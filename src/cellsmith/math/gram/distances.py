@@ -106,7 +106,7 @@ def _inner(blocks: CentredBlocks, pairs: Index) -> Array:
 
 
 def _row_products(left: tuple[Centred, Index], right: tuple[Centred, Index]) -> Any:
-    a, b = left[0].inner_rows(left[1]), right[0].inner_rows(right[1])
+    a, b = left[0].stored_rows(left[1]), right[0].stored_rows(right[1])
     # sparse rows multiply entry by entry; a common shift enters through its sums
     product = a[0].multiply(b[0]).sum(axis=1) if hasattr(a[0], "multiply") else np.einsum("id,id->i", a[0], b[0])
     out = np.asarray(product, dtype=np.float64).reshape(-1)

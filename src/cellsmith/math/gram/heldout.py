@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
-from cellsmith.math.gram.blocks import Block, Blocks, CentredBlocks
-from cellsmith.math.gram.regression import regress_block
-from cellsmith.math.gram.subspace import orthonormal
+from cellsmith.math.gram.blocks import Block, Blocks
 
-__all__ = ["HeldOut", "heldout_error", "hold_out", "permute_within_mask", "prediction_error"]
+__all__ = ["HeldOut", "hold_out", "permute_within_mask", "prediction_error"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Index: TypeAlias = npt.NDArray[np.int64]
@@ -75,38 +73,6 @@ def hold_out(blocks: Blocks, *, share: float = 0.05, seed: int) -> HeldOut:
             yield start, block.without(rows, features)
 
     return HeldOut(rest, blocks, share, seed)
-
-
-def heldout_error(blocks: CentredBlocks, held: HeldOut, loadings: npt.ArrayLike, *, means: npt.NDArray[Any]) -> float:
-    """Root mean square error of the held-out entries, each predicted from the other entries of its cell.
-
-    Each cell's remaining observed values are regressed on the loadings of the features that it observed.
-
-    Parameters
-    ----------
-    blocks
-        Z without the held-out entries.
-    held
-        What was held out.
-    loadings
-        (D, k); only the space that they span counts.
-    means
-        mu with which ``blocks`` are centred, (D,).
-
-    Returns
-    -------
-    The error in the unit of the data; NaN where nothing was held out.
-    """
-    basis = orthonormal(np.nan_to_num(np.asarray(loadings, dtype=np.float64)))
-    total, count = 0.0, 0
-    for (start, z), (there, rows, features, values) in zip(blocks(), held.entries(), strict=True):
-        if start != there:
-            raise SetupError("The centred data and the held-out entries are cut into different blocks.")
-        scores = regress_block(z, basis).scores
-        predicted = means[features] + np.einsum("ek,ek->e", scores[rows], basis[features])
-        total += float(np.square(values - predicted).sum())
-        count += values.size
-    return float(np.sqrt(total / count)) if count else float("nan")
 
 
 def prediction_error(held: HeldOut, scores: npt.NDArray[Any], loadings: npt.NDArray[Any], *, means: Any) -> float:

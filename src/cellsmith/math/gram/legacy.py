@@ -7,12 +7,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith._errors import SetupError, SizeError
+from cellsmith._errors import SetupError
+from cellsmith.math.gram.statistics import check_size
 
 __all__ = ["dense_legacy"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-_MAX_CELLS = 5_000
 
 
 def dense_legacy(y: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
@@ -42,8 +42,7 @@ def dense_legacy(y: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
     values = np.asarray(y, dtype=np.float64)
     if values.shape != m.shape or m.ndim != 2:
         raise SetupError(f"Found values of shape {values.shape} and a mask of shape {m.shape}, expected the same.")
-    if m.shape[0] > _MAX_CELLS:
-        raise SizeError(f"{m.shape[0]} cells need a dense Gram matrix; at most {_MAX_CELLS} are allowed.")
+    check_size(m.shape[0])
     r, c = m.mean(axis=1), m.mean(axis=0)
     if not (r.all() and c.all()):
         raise SetupError("A cell or a feature has no observed entry, which the legacy formula divides by. Remove it.")

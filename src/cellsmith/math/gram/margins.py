@@ -21,9 +21,14 @@ from cellsmith.math.gram.probability import (
 )
 from cellsmith.math.gram.statistics import Stats, check_live
 
-__all__ = ["custom_probability", "fit_grouped", "fit_rank1", "probability_from_state"]
+__all__ = ["STATE_AXES", "custom_probability", "fit_grouped", "fit_rank1", "probability_from_state"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
+STATE_AXES = {
+    **dict.fromkeys(("a", "r", "groups", "cell_design", "cell_slopes"), "cells"),
+    **dict.fromkeys(("b", "c", "table", "feature_design", "feature_slopes"), "features"),
+}
+"""What the rows of the arrays of ``Probability.state()`` stand for."""
 
 
 def fit_rank1(stats: Stats, *, legacy: bool = False) -> Rank1Probability | ScalarProbability:
@@ -130,7 +135,7 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
     kind
         ``Probability.kind``.
     state
-        Arrays by name, such as ``scalars`` (n,) and ``features`` (D,).
+        Arrays by name, such as ``a`` (n,) and ``b`` (D,).
 
     Raises
     ------
@@ -138,12 +143,14 @@ def probability_from_state(kind: str, state: Mapping[str, npt.NDArray[Any]]) -> 
         If the kind has no state that could be stored: a custom one lives in the caller's hands.
     """
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in state.items()}
-    if kind in ("logistic", "rank1"):
-        return ScalarProbability(kind, arrays["scalars"], arrays["features"])
+    if kind == "logistic":
+        return ScalarProbability(kind, arrays["a"], arrays["b"])
+    if kind == "rank1":
+        return ScalarProbability(kind, arrays["r"], arrays["c"])
     if kind == "product":
-        return Rank1Probability(arrays["scalars"], arrays["features"], float(arrays["level"].reshape(-1)[0]))
+        return Rank1Probability(arrays["r"], arrays["c"], float(arrays["level"].reshape(-1)[0]))
     if kind == "grouped":
-        return GroupedProbability(arrays["groups"].astype(np.int64), arrays["table"])
+        return GroupedProbability(arrays["groups"].astype(np.int64), arrays["table"].T)
     if kind == "covariates":
         return CovariateProbability(
             arrays["cell_design"], arrays["feature_design"], arrays["cell_slopes"], arrays["feature_slopes"]

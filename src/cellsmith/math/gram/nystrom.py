@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cellsmith._errors import SetupError
-from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import CentredBlocks
 from cellsmith.math.gram.krylov import Eigen, top_eigenpairs
-from cellsmith.math.gram.operator import Operator, thinned_operator
+from cellsmith.math.gram.operator import Operator, thinned_operator, weighted_tdot
 
-__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "self_term", "thinned_fit"]
+__all__ = ["embedding", "loadings", "nystrom", "orient", "projections", "thinned_fit"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -89,7 +88,7 @@ def nystrom(
 
     Returns
     -------
-    (m, k) coordinates. A training cell lands at its fitted row less :func:`self_term`.
+    (m, k) coordinates. A training cell lands at its fitted row less sqrt(D) diag(delta) V Theta^-1/2.
     """
     rank, n_features, k = projections.shape
     scale = _scale(values, n_features)
@@ -100,11 +99,6 @@ def nystrom(
         rows = z.dot(flat).reshape(z.shape[0], rank, k)
         parts.append(np.einsum("iqk,iq->ik", rows, u[start : start + z.shape[0]]) * scale)
     return np.concatenate(parts)
-
-
-def self_term(operator: Operator, eigen: Eigen) -> Array:
-    """sqrt(D) diag(delta) V Theta^-1/2, (n, k): what a training cell has beyond its Nystrom row (Eq. 15)."""
-    return operator.delta[:, None] * eigen.vectors.astype(np.float64) * _scale(eigen.values, operator.n_features)
 
 
 def loadings(
@@ -202,14 +196,8 @@ def orient(eigen: Eigen, loadings: Array) -> tuple[Eigen, Array]:
 
 def _projected(blocks: CentredBlocks, weights: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Array:
     """Z^T diag(w_q) V for every column q of ``weights``, (R, D, k), in float64 across tiles."""
-    rank, k = weights.shape[1], vectors.shape[1]
-    total: Any = 0.0
-    for start, z in blocks():
-        for i, j in tiles(z.shape[0]):
-            a, b = start + i, start + j
-            block = (weights[a:b, :, None] * vectors[a:b, None, :]).reshape(b - a, rank * k)
-            total = total + z.tile_tdot(np.ascontiguousarray(block, dtype=z.dtype), i, j).astype(np.float64)
-    return np.asarray(total.reshape(-1, rank, k).transpose(1, 0, 2))
+    flat = weighted_tdot(blocks, weights, vectors)
+    return flat.reshape(-1, weights.shape[1], vectors.shape[1]).transpose(1, 0, 2)
 
 
 def _scale(values: npt.NDArray[Any], n_features: int) -> Array:

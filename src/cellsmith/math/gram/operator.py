@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cellsmith._errors import SetupError, SizeError
+from cellsmith._errors import SetupError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import CentredBlocks
 from cellsmith.math.gram.overlap import Factors, mean_factors
 from cellsmith.math.gram.probability import Probability
-from cellsmith.math.gram.statistics import MAX_DENSE
+from cellsmith.math.gram.statistics import check_size
 
 __all__ = [
     "Operator",
@@ -24,6 +24,7 @@ __all__ = [
     "mean_operator",
     "pairwise_operator",
     "thinned_operator",
+    "weighted_tdot",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def gram_operator(
     weights = factors.u.astype(dtype)
 
     def apply(v: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return _apply(blocks, (weights, factors.s, delta, n_features), np.asarray(v, dtype=dtype))
+        return _apply(blocks, (weights, factors.s, delta), np.asarray(v, dtype=dtype))
 
     return Operator(apply, diagonal, delta, n_features, blocks, factors, dtype, row_sums=row_sums)
 
@@ -141,7 +142,7 @@ def pairwise_operator(blocks: CentredBlocks, counts: Array) -> Operator:
     SizeError
         If there are more than 5,000 cells.
     """
-    _check_size(counts.shape[0])
+    check_size(counts.shape[0])
     return _dense(blocks, np.maximum(counts, 1.0), np.maximum(np.diag(counts), 1.0))
 
 
@@ -153,7 +154,7 @@ def dense_operator(blocks: CentredBlocks, probability: Probability) -> Operator:
     SizeError
         If there are more than 5,000 cells.
     """
-    _check_size(probability.n_cells)
+    check_size(probability.n_cells)
     return _dense(blocks, probability.cross_overlap(probability), probability.row_sums)
 
 
@@ -200,16 +201,33 @@ def gram_blocks(operator: Operator, chunk_size: int = 1000) -> Iterator[tuple[sl
         yield rows, operator.apply(unit).T.astype(np.float64)
 
 
-def _apply(blocks: CentredBlocks, parts: Any, v: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    u, s, delta, n_features = parts
-    p, rank = v.shape[1], s.size
-    inner = np.zeros((n_features, rank * p))
+def weighted_tdot(blocks: CentredBlocks, weights: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Array:
+    """Z^T [w_q V] of every column q of the weights, (D, R p), summed over tiles of cells in float64.
+
+    Parameters
+    ----------
+    blocks
+        Z in row blocks.
+    weights
+        w, (n, R).
+    vectors
+        V, (n, p).
+    """
+    width = weights.shape[1] * vectors.shape[1]
+    total: Array | None = None
     for start, z in blocks():
+        total = np.zeros((z.shape[1], width)) if total is None else total
         for i, j in tiles(z.shape[0]):
             a, b = start + i, start + j
-            inner += z.tile_tdot((u[a:b, :, None] * v[a:b, None, :]).reshape(b - a, rank * p), i, j)
-    inner *= np.repeat(s, p)
-    product = np.ascontiguousarray(inner, dtype=v.dtype)
+            block = (weights[a:b, :, None] * vectors[a:b, None, :]).reshape(b - a, width)
+            total += z.tile_tdot(np.ascontiguousarray(block, dtype=z.dtype), i, j)
+    return np.zeros((0, width)) if total is None else total
+
+
+def _apply(blocks: CentredBlocks, parts: Any, v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    u, s, delta = parts
+    p, rank = v.shape[1], s.size
+    product = np.ascontiguousarray(weighted_tdot(blocks, u, v) * np.repeat(s, p), dtype=v.dtype)
     out = np.empty_like(v)
     for start, z in blocks():
         for i, j in tiles(z.shape[0]):
@@ -272,11 +290,3 @@ def _dense(blocks: CentredBlocks, overlap: npt.NDArray[Any], row_sums: Array) ->
         overlap=overlap.astype(np.float32),
         row_sums=row_sums,
     )
-
-
-def _check_size(n: int) -> None:
-    if n > MAX_DENSE:
-        raise SizeError(
-            f"A Gram matrix of {n} x {n} would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells are allowed. "
-            "Type prob='logistic', which never forms it."
-        )

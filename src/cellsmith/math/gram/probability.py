@@ -21,6 +21,7 @@ __all__ = [
     "Rank1Probability",
     "ScalarProbability",
     "TableProbability",
+    "equal_rows",
     "margins_of",
     "sigmoid",
 ]
@@ -47,7 +48,10 @@ class Probability(ABC):
         """Probabilities of some cells, (m, D)."""
 
     def state(self) -> dict[str, Array]:
-        """Return the arrays from which :func:`probability_from_state` builds it again; empty for a custom one."""
+        """Return the arrays from which :func:`probability_from_state` builds it again; empty for a custom one.
+
+        They have the names by which users meet them, see :data:`STATE_AXES`.
+        """
         return {}
 
     @cached_property
@@ -167,8 +171,7 @@ class ScalarProbability(Probability):
     @cached_property
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Cells of equal t are one type."""
-        _, first, kind = np.unique(self.scalars, return_index=True, return_inverse=True)
-        return first, kind.reshape(-1)
+        return equal_rows(self.scalars)
 
     def curve(self, t: Array) -> Array:
         """Probabilities (m, D) at values of the scalar.
@@ -205,8 +208,9 @@ class ScalarProbability(Probability):
         return self.at(_solve_scalars(counts, self.features))
 
     def state(self) -> dict[str, Array]:
-        """Return the scalar of each cell and of each feature."""
-        return {"scalars": self.scalars, "features": self.features}
+        """Return a (n,) and b (D,), or r (n,) and c over its mean (D,)."""
+        names = ("r", "c") if self.kind == "rank1" else ("a", "b")
+        return dict(zip(names, (self.scalars, self.features), strict=True))
 
 
 @dataclass(frozen=True)
@@ -248,8 +252,7 @@ class Rank1Probability(Probability):
     @cached_property
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Cells of equal r are one type."""
-        _, first, kind = np.unique(self.row_rates, return_index=True, return_inverse=True)
-        return first, kind.reshape(-1)
+        return equal_rows(self.row_rates)
 
     def block(self, cells: npt.NDArray[np.int64]) -> Array:
         """Probabilities of some cells, (m, D)."""
@@ -261,8 +264,8 @@ class Rank1Probability(Probability):
         return Rank1Probability(rates, self.col_rates, self.level)
 
     def state(self) -> dict[str, Array]:
-        """Return rates and level."""
-        return {"scalars": self.row_rates, "features": self.col_rates, "level": np.array([self.level])}
+        """Return r (n,), c (D,) and the level c'."""
+        return {"r": self.row_rates, "c": self.col_rates, "level": np.array([self.level])}
 
 
 @dataclass(frozen=True)
@@ -298,8 +301,7 @@ class GroupedProbability(Probability):
     @cached_property
     def types(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Cells of one group are one type."""
-        _, first, kind = np.unique(self.groups, return_index=True, return_inverse=True)
-        return first, kind.reshape(-1)
+        return equal_rows(self.groups)
 
     def block(self, cells: npt.NDArray[np.int64]) -> Array:
         """Probabilities of some cells, (m, D)."""
@@ -310,8 +312,8 @@ class GroupedProbability(Probability):
         return GroupedProbability(np.asarray(groups, dtype=np.int64), self.table)
 
     def state(self) -> dict[str, Array]:
-        """Return groups and table."""
-        return {"groups": self.groups.astype(np.float64), "table": self.table}
+        """Return the groups (n,) and the table, (D, groups)."""
+        return {"groups": self.groups.astype(np.float64), "table": self.table.T}
 
 
 @dataclass(frozen=True)
@@ -331,8 +333,8 @@ class TableProbability(Probability):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """``"table"``."""
-        return "table"
+        """``"given"``."""
+        return "given"
 
     @property
     def n_cells(self) -> int:  # type: ignore[override]
@@ -374,6 +376,13 @@ class TableProbability(Probability):
                 f"prob holds values from {np.nanmin(p)} to {np.nanmax(p)}, expected probabilities in [0, 1]."
             )
         return np.clip(p, FLOOR, 1.0)
+
+
+def equal_rows(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the first of each set of equal rows of x (n, ...), and the set of every row (n,)."""
+    # numbers alone sort many times faster than rows of one
+    _, first, kind = np.unique(x, axis=0 if x.ndim > 1 else None, return_index=True, return_inverse=True)
+    return first, kind.reshape(-1)
 
 
 def sigmoid(x: Array) -> Array:

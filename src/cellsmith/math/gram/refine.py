@@ -13,7 +13,7 @@ from cellsmith.math.gram.blocks import Blocks, CentredBlocks, centred_blocks
 from cellsmith.math.gram.heldout import hold_out, prediction_error
 from cellsmith.math.gram.krylov import Eigen, top_eigenpairs
 from cellsmith.math.gram.operator import Operator, gram_operator
-from cellsmith.math.gram.regression import Regression, regress, regress_block
+from cellsmith.math.gram.regression import Regression, pooled, regress, regress_block
 from cellsmith.math.gram.subspace import orthonormal, sin_theta
 
 __all__ = ["Projection", "Refined", "hetero", "prime", "prime_step"]
@@ -116,13 +116,12 @@ def prime_step(blocks: CentredBlocks, projection: Projection) -> tuple[Projectio
     values, y = np.linalg.eigh(0.5 * (inner + inner.T))
     k = basis.shape[1]
     new = space @ y[:, ::-1][:, :k]
-    cells = max(1, sum(int(f.accepted.sum()) for f in found))
     # one step of expectation and maximisation for the model, then the old axes are seen from the new ones
-    residual = sum(f.residual for f in found) + projection.noise * sum(f.freedom for f in found)
-    noise = max(residual / max(1.0, sum(f.weight for f in found)), np.finfo(float).tiny)
-    moment = sum(f.moment for f in found) + projection.noise * sum(f.inverse for f in found)
-    turn = new.T @ basis
-    return Projection(new, _floored(turn @ (moment / cells) @ turn.T, noise), noise), values[::-1][:k]
+    fit, turn = pooled(found), new.T @ basis
+    residual = fit.residual + projection.noise * fit.freedom
+    noise = max(residual / max(1.0, fit.weight), np.finfo(float).tiny)
+    covariance = (fit.moment + projection.noise * fit.inverse) / fit.n_accepted
+    return Projection(new, _floored(turn @ covariance @ turn.T, noise), noise), values[::-1][:k]
 
 
 def prime(
@@ -254,12 +253,9 @@ def _with_diagonal(operator: Operator, diagonal: Array) -> Operator:
 
 def _modelled(blocks: CentredBlocks, basis: Array) -> Projection:
     """Noise and covariance of the scores from least squares, less what noise adds to the scores."""
-    found = [regress_block(z, basis) for _, z in blocks()]
-    cells = max(1, sum(int(f.accepted.sum()) for f in found))
-    weight, freedom = sum(f.weight for f in found), sum(f.freedom for f in found)
-    noise = max(sum(f.residual for f in found) / max(1.0, weight - freedom), np.finfo(float).tiny)
-    covariance = sum(f.moment for f in found) - noise * sum(f.inverse for f in found)
-    return Projection(basis, _floored(covariance / cells, noise), noise)
+    fit = pooled([regress_block(z, basis) for _, z in blocks()])
+    noise = max(fit.residual / max(1.0, fit.weight - fit.freedom), np.finfo(float).tiny)
+    return Projection(basis, _floored((fit.moment - noise * fit.inverse) / fit.n_accepted, noise), noise)
 
 
 def _floored(covariance: Any, noise: float) -> Array:

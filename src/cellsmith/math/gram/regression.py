@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import CentredBlocks
 from cellsmith.math.gram.centred import Centred
 
-__all__ = ["Regression", "regress", "regress_block"]
+__all__ = ["Regression", "pooled", "regress", "regress_block"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _ROWS = 512  # k x k systems held at once
@@ -49,6 +50,11 @@ class Regression:
     freedom: float
     weight: float
 
+    @property
+    def n_accepted(self) -> int:
+        """Number of well-determined cells, at least 1."""
+        return max(1, int(self.accepted.sum()))
+
 
 def regress(
     blocks: CentredBlocks, basis: npt.NDArray[Any], prior: npt.NDArray[Any] | None = None
@@ -69,10 +75,17 @@ def regress(
     -------
     (n, k) scores and (n,) bool: which cells are well determined, see :class:`Regression`.
     """
-    parts = [regress_block(z, basis, prior) for _, z in blocks()]
-    if not parts:
-        return np.zeros((0, basis.shape[1])), np.zeros(0, dtype=bool)
-    return np.concatenate([p.scores for p in parts]), np.concatenate([p.accepted for p in parts])
+    found = pooled([regress_block(z, basis, prior) for _, z in blocks()])
+    return found.scores, found.accepted
+
+
+def pooled(parts: Sequence[Regression]) -> Regression:
+    """Return the regression of all cells from those of consecutive blocks."""
+    return Regression(
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.accepted for p in parts]),
+        *(sum(getattr(p, name) for p in parts) for name in ("inverse", "moment", "residual", "freedom", "weight")),
+    )
 
 
 def regress_block(z: Centred, basis: npt.NDArray[Any], prior: npt.NDArray[Any] | None = None) -> Regression:

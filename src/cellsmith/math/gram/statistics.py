@@ -12,10 +12,11 @@ from cellsmith._errors import SetupError, SizeError
 from cellsmith.math.gram._rows import tiles
 from cellsmith.math.gram.blocks import Blocks
 
-__all__ = ["MAX_DENSE", "Stats", "cell_groups", "check_live", "observed_stats", "shared_counts"]
+__all__ = ["MAX_DENSE", "Stats", "cell_groups", "check_live", "check_size", "observed_stats", "shared_counts"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_DENSE = 5_000  # cells above which nothing n x n is allocated
+_TINY = 1e-6  # weights are float32: the sum of those of a missing pattern may be off zero by rounding
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,8 @@ def shared_counts(blocks: Blocks, stats: Stats) -> Array:
     SizeError
         If there are more than 5,000 cells.
     """
-    n = stats.n_cells
-    if n > MAX_DENSE:
-        raise SizeError(
-            f"Pairwise counts of {n} cells would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells are allowed. "
-            "Type prob='logistic', which never forms them."
-        )
-    mask = np.zeros((n, stats.n_features), dtype=np.float32)
+    check_size(stats.n_cells)
+    mask = np.zeros((stats.n_cells, stats.n_features), dtype=np.float32)
     for start, block in blocks():
         for i, j in tiles(block.shape[0]):
             rows, features, _, weights = block.entries(i, j)
@@ -168,6 +164,21 @@ def cell_groups(blocks: Blocks, stats: Stats) -> npt.NDArray[np.int64]:
     return groups
 
 
+def check_size(n: int) -> None:
+    """Refuse an array of n x n cells.
+
+    Raises
+    ------
+    SizeError
+        If there are more than 5,000.
+    """
+    if n > MAX_DENSE:
+        raise SizeError(
+            f"An array of {n} x {n} cells would take {8 * n * n / 1e9:.1f} GB; at most {MAX_DENSE} cells are allowed. "
+            "Type prob='logistic', which never forms it."
+        )
+
+
 def check_live(row_counts: Array, col_counts: Array) -> None:
     """Refuse margins with an empty cell or feature.
 
@@ -200,8 +211,3 @@ def _reach(blocks: Blocks, stats: Stats, seed: int) -> tuple[npt.NDArray[np.bool
             features |= block.mask_tdot(cells[rows][:, None].astype(np.float64))[:, 0] > _TINY
         if (int(features.sum()), int(cells.sum())) == before:
             return features, cells
-
-
-_TINY = (
-    1e-6  # weights are float32: a sum that should be zero may be a rounding error for the pattern of missing entries
-)

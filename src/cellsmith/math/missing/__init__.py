@@ -3,7 +3,6 @@
 * `sources`: reading by rows (arrays, CSR, masked arrays, backed h5ad, zarr, dask)
 * `masks`: what ``mask`` means, and the blocks that `cellsmith.math.gram` streams
 * `judging`: how well an embedding predicts entries that were held out
-* `stored`: fitted probabilities as named arrays, and back
 * `zeros`: which zeros of single-cell data are missing values (Eq. 20), and how such a pattern is stored
 """
 
@@ -12,7 +11,6 @@ from __future__ import annotations
 from cellsmith.math.missing.judging import embedding_error
 from cellsmith.math.missing.masks import WORDS, Mask, Pattern, checked_weights, find_mask, find_values, read_blocks
 from cellsmith.math.missing.sources import Rows, aligned_rows, chunk_bounds, dense, rows_of, whole
-from cellsmith.math.missing.stored import describe_probability, stored_probability
 from cellsmith.math.missing.zeros import (
     consensus_zeros,
     excess_zero_weights,
@@ -33,7 +31,6 @@ __all__ = [
     "chunk_bounds",
     "consensus_zeros",
     "dense",
-    "describe_probability",
     "embedding_error",
     "excess_zero_weights",
     "find_mask",
@@ -44,7 +41,6 @@ __all__ = [
     "read_blocks",
     "rows_of",
     "sparser_pattern",
-    "stored_probability",
     "whole",
     "zero_moments",
 ]

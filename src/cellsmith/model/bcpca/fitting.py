@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cellsmith._errors import MissingnessWarning
-from cellsmith.math import gram, missing
+from cellsmith.math import gram
 from cellsmith.model._fitted import Fit
 from cellsmith.model.bcpca import baselines, observed, refinement, spectrum
 from cellsmith.model.bcpca.observed import Part
@@ -25,7 +25,6 @@ OPTIONS = (
     *("overlap_tol", "chunk_size", "dtype"),
 )
 MAX_ITER = 50
-NOT_AT_RANDOM = 0.3  # correlation of rate and mean above which Eq. 4 is in doubt
 N_PAIRS = 2_000  # random pairs of cells whose effective overlap is reported
 
 
@@ -126,7 +125,6 @@ def _answer(
         # placed.
         vectors = (axes.eigen or eigen.first(1)).vectors
         projections = gram.projections(outcome.operator, vectors)
-    model, arrays, _ = ("pairwise", {}, {}) if probability is None else missing.describe_probability(probability)
     col_rates = np.full(len(part.features), np.nan)
     col_rates[part.features] = part.stats.col_rates
     values, residuals = eigen.values.copy(), eigen.residuals
@@ -150,10 +148,10 @@ def _answer(
         factors_s=empty if factors is None else factors.s,
         baselines={},
         nodes={} if factors is None else factors.nodes,
-        probability=arrays,
+        probability={} if probability is None else probability.state(),
         facts={
             **facts,
-            "model": model,
+            "model": "pairwise" if probability is None else probability.kind,
             "factors_kind": "none" if factors is None else factors.kind,
             "factors_error": 0.0 if factors is None else factors.error,
         },
@@ -181,9 +179,9 @@ def _with_others(job: Job, part: Part, answer: Answer) -> Answer:
 def _diagnostics(job: Job, part: Part, n_low: int) -> dict[str, Any]:
     """Return Eq. 21 and warn where the mask seems to follow the values."""
     model = part.probability or gram.fit_logistic(part.stats.row_counts, part.stats.col_counts)
-    found = gram.diagnose(part.stats, model, min_overlap=job.options["min_overlap"], warn=False)
+    found = gram.diagnose(part.stats, model, min_overlap=job.options["min_overlap"])
     correlation = found.rate_mean_correlation
-    if abs(correlation) > NOT_AT_RANDOM:
+    if abs(correlation) > gram.NOT_AT_RANDOM:
         job.note(
             f"Features that are observed more often have {'higher' if correlation > 0 else 'lower'} means (Spearman "
             f"{correlation:.2f}): entries may be missing because of their value, which nothing here corrects.",

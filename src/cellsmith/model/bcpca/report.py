@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cellsmith import _record
-from cellsmith.math import gram, missing
+from cellsmith.math import gram
 from cellsmith.model.bcpca.placing import Placed
 from cellsmith.model.bcpca.state import Answer
 
@@ -125,14 +125,12 @@ def _spread(answer: Answer) -> dict[str, Any]:
     fitted = answer.fitted_probability()
     if fitted is None:
         return {}
-    _, arrays, axes = missing.describe_probability(fitted)
     out: dict[str, Any] = {}
-    for name, value in arrays.items():
-        value = np.asarray(value)
-        if name not in axes:
+    for name, value in fitted.state().items():
+        if name not in gram.STATE_AXES:
             out[name] = float(value.reshape(-1)[0])
             continue
-        chosen = answer.in_fit if axes[name] == "cells" else answer.live
+        chosen = answer.in_fit if gram.STATE_AXES[name] == "cells" else answer.live
         whole = np.full((len(chosen), *value.shape[1:]), np.nan)
         whole[chosen] = value
         out[name] = whole

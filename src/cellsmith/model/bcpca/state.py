@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cellsmith.math import gram, missing
+from cellsmith.math import gram
 
 __all__ = ["Answer", "pack", "unpack"]
 
@@ -95,7 +95,7 @@ class Answer:
 
     def fitted_probability(self) -> gram.Probability | None:
         """Return the probabilities of the cells of the fit; None where the caller gave them, or counts served."""
-        return missing.stored_probability(self.facts["model"], self.probability) if self.probability else None
+        return gram.probability_from_state(self.facts["model"], self.probability) if self.probability else None
 
 
 def pack(answer: Answer) -> dict[str, np.ndarray]:
