@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import anndata as ad
@@ -12,7 +13,18 @@ import pytest
 import cellsmith
 from cellsmith._errors import SetupError
 from cellsmith.benchmark.__main__ import main
-from cellsmith.benchmark._missingness import bars, laws, mechanisms, methods, peers, queries, reference, scoring, speed
+from cellsmith.benchmark._missingness import (
+    bars,
+    decision,
+    laws,
+    mechanisms,
+    methods,
+    peers,
+    queries,
+    reference,
+    scoring,
+    speed,
+)
 from cellsmith.benchmark._missingness import zeros as zero_masks
 from cellsmith.benchmark._missingness.cases import masked, prepare
 from cellsmith.benchmark._missingness.compare import run_case
@@ -387,6 +399,41 @@ def test_speed_bars_read_cpu_seconds_and_memory():
         rows = [{"quantity": q, "value": v, "detail": "x"} for q, v in fast.items()]
         own = bar("speed")
         assert mark(own, own.measure(tables(logistic_rows(0.5), rows))) == word
+
+
+def refined_rows(recall: float, ari: float, seeds: tuple[int, ...] = (0, 1, 2)) -> list[dict[str, object]]:
+    """The refined column minus the plain one is (recall, ARI), and a little more for every seed."""
+    out = []
+    for file, name, k, seed in itertools.product(bars.FILES, bars.JUDGED, (10, 20), seeds):
+        for variant, gaps in (("BC logistic", (0.0, 0.0)), ("BC logistic + prime", (recall, ari))):
+            head = {"task": f"R, {name}, {k} PCs", "file": file, "seed": seed, "variant": variant}
+            for metric, gap in zip(("recall", "ari"), gaps, strict=True):
+                out.append({**head, "metric": metric, "value": 0.5 + gap + 0.001 * seed * (gap != 0)})
+    return out
+
+
+COST = [
+    {"quantity": f"{name}_logistic, prime_100000", "value": value, "detail": ""}
+    for name, value in (("cpu_s", 40.0), ("extra_mib", 200.0), ("csr_mib", 100.0))
+]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "seconds", "accepted"),
+    [((0.02, 0.01), 40.0, True), ((0.02, -0.01), 40.0, False), ((0.02, 0.01), 50.0, False), ((0.0, 0.0), 40.0, False)],
+)
+def test_refinement_becomes_the_default_by_its_rule_alone(gaps, seconds, accepted):
+    cost = [{**COST[0], "value": seconds}, *COST[1:]]
+    found = decision.decide(tables(refined_rows(*gaps), cost))
+    assert found.gaps["ari"].runs == 9
+    assert found.accepted is accepted
+    text = decision.described(tables(refined_rows(*gaps), cost))
+    assert text.endswith("becomes the default." if accepted else "stays an option.")
+
+
+def test_refinement_is_not_decided_by_half_of_its_runs():
+    assert decision.decide(tables(refined_rows(0.02, 0.01, seeds=(0, 1)), COST)) is None
+    assert not decision.decide(tables(refined_rows(0.02, 0.01))).accepted  # what it costs was not measured
 
 
 def test_page_is_written_from_the_tables(tmp_path):

@@ -12,6 +12,7 @@ from cellsmith.benchmark._annotation.results import Difference, number
 from cellsmith.benchmark._missingness import mechanisms as masks
 from cellsmith.benchmark._missingness import queries, zeros
 from cellsmith.benchmark._missingness.bars import BARS
+from cellsmith.benchmark._missingness.decision import described
 from cellsmith.benchmark._missingness.methods import BC, COLUMNS, CONTROLS
 from cellsmith.benchmark._missingness.real import FILES, N_LATENT, RARE, TASK
 from cellsmith.benchmark._missingness.reference import FILE_C, SIZES
@@ -206,7 +207,8 @@ def _page(results: Tables, notes: str) -> str:
     ]
     out += ["k-means with the true number of types. `complete` is the control, not a method.", ""]
     out += ["## The bars", "", "On real data a number is the mean over 10 and 20 components and over seeds.", ""]
-    out += [_bars(results), "", "## Reference tables", "", *_reference(results)]
+    out += [_bars(results), "", "## The default of `refine`", "", described(results), ""]
+    out += ["## Reference tables", "", *_reference(results)]
     out += ["## Real data, six masks", "", "Values at 10 / 20 components; differences are means over both, paired"]
     out += ["within seeds, with 95 % intervals over the seeds.", "", *_real(results)]
     out += [f"## Cells that come later ({queries.FILE}, logistic mask, {_seeds(results, queries.TASK)})", ""]
