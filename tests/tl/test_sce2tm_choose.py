@@ -13,7 +13,7 @@ from anndata import AnnData
 from cellsmith import tl
 from cellsmith._errors import DataWarning, SetupError
 from cellsmith.tl import _sce2tm_choose as module
-from cellsmith.tl._sce2tm_choose import _split, propose_n_topics
+from cellsmith.tl._sce2tm_choose import _agreement, _split, propose_n_topics
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "early_stopping": False}
 
@@ -68,8 +68,8 @@ def chosen() -> AnnData:
             train_kwargs={
                 **QUICK,
                 "batch_size": 64,
-                "max_epochs": {"topics": 20},
-                "plan_kwargs": {"lr": 1e-2, "clip": 5.0},
+                "max_epochs": {"topics": 40},
+                "plan_kwargs": {"lr": 3e-3, "clip": 5.0},
             },
         )
     return adata
@@ -106,6 +106,15 @@ def test_a_tenth_of_every_batch_is_held_out() -> None:
     fitted, held_out = _split(adata, "batch", np.random.default_rng(0))
     assert held_out.obs["batch"].value_counts().to_dict() == {"a": 7, "b": 2}
     assert sorted([*fitted.obs_names, *held_out.obs_names]) == sorted(adata.obs_names)
+
+
+def test_flat_loadings_do_not_agree_by_being_flat() -> None:
+    generator = np.random.default_rng(0)
+    genes = [f"g{j}" for j in range(60)]
+    first, second = (pd.DataFrame(1 / 6 + 1e-3 * generator.standard_normal((60, 6)), index=genes) for _ in range(2))
+    assert _agreement(first, second) < 0.5
+    assert _agreement(first, first[[3, 1, 0, 2, 5, 4]]) == pytest.approx(1.0)
+    assert _agreement(first, first[::-1][:-5]) == pytest.approx(1.0)  # other genes, other order
 
 
 def test_a_choice_that_keeps_no_bound_warns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,8 @@ def sce2tm_choose_n_topics(
     of the held-out cells by completion (mean over seeds) and its standard error ``perplexity_error``, ``npmi`` of the
     ten top genes over the training cells, ``diversity`` (distinct top genes / all), ``redundancy`` (share of topics
     with more than half of their top genes in common with another), ``stability`` (mean cosine of matched topics over
-    pairs of seeds); ``runs``, one row a fit, the same without ``stability``; ``proposal``; and ``reached``, whether it
-    keeps all bounds.
+    pairs of seeds, of loadings minus the even share 1 / K); ``runs``, one row a fit, the same without ``stability``;
+    ``proposal``; and ``reached``, whether it keeps all bounds.
 
     Raises
     ------
@@ -220,9 +220,13 @@ def _fit(
 
 
 def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    """Return the mean cosine of matched topics over the genes that both fits model."""
+    """Return the mean cosine of matched topics over the genes that both fits model.
+
+    Of loadings minus the even share 1 / K: loadings lie near it, and a constant agrees with any other.
+    """
     common = first.index.intersection(second.index)
-    return float(matched_cosine(first.loc[common].to_numpy().T, second.loc[common].to_numpy().T)[2].mean())
+    above = [(fit.loc[common].to_numpy() - 1 / fit.shape[1]).T for fit in (first, second)]
+    return float(matched_cosine(above[0], above[1])[2].mean())
 
 
 def _summary(runs: Table, sizes: Sequence[int], stability: npt.NDArray[Any]) -> Table:
