@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
 
 from cellsmith._errors import ConvergenceError, DataWarning, SetupError
 from cellsmith.data.splits import CellReader
@@ -161,17 +163,16 @@ def test_genes_without_counts_are_not_modelled() -> None:
     np.testing.assert_allclose(adata.varm["sce2tm_loadings"][model.gene_index_].sum(axis=1), 1.0, rtol=1e-5)
 
 
-def test_a_cell_without_modelled_counts_has_equal_topics() -> None:
+def test_a_cell_without_modelled_counts_has_equal_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellsmith.model.sce2tm.training.choose_genes", lambda moments, n_top: np.arange(30))
     adata = toy()
     x = adata.X.toarray()
     x[7] = 0
     x[7, 39] = 3
-    x[np.arange(120) != 7, 39] = 0  # a gene of this cell alone
     adata.X = x
     model = build(adata, n_top_genes=30)
     with pytest.warns(DataWarning, match=r"1 cells have no count.*'cell_7'"):
         model.train(max_epochs=2, **QUIET)
-    assert 39 not in model.gene_index_
     model.write(adata)
     np.testing.assert_allclose(adata.obsm["X_sce2tm"][7], 0.25)
     assert adata.obs["sce2tm_confidence"].iloc[7] == 0.0
@@ -217,7 +218,7 @@ def test_a_term_that_is_not_finite_is_named() -> None:
         patch.setattr(model.module.__class__, "_ecr", broken)
         with pytest.raises(ConvergenceError, match=r"'topics'.*term 'ecr' in epoch"):
             train(model, epochs=9, train_size=1.0)
-    assert all(bool(torch.isfinite(v).all()) for v in model.module.state_dict().values())
+    assert all(bool(torch.isfinite(v).all()) for v in model.module.parameters())
 
 
 def test_sweeps_of_the_transport_solver_are_recorded() -> None:
@@ -237,18 +238,14 @@ def test_training_from_a_registry_and_a_data_module() -> None:
     np.testing.assert_allclose(theta.sum(axis=1), 1.0, atol=1e-6)
 
 
-class _Cells(torch.nn.Module):
+class _Cells(LightningDataModule):
     """The least that a data module offers: batches of counts and codes of the batch."""
 
-    def __new__(cls, adata: AnnData) -> Any:
-        from lightning.pytorch import LightningDataModule
-
+    def __init__(self, adata: AnnData) -> None:
+        super().__init__()
         counts = torch.tensor(adata.X.toarray())
         codes = torch.tensor(adata.obs["batch"].cat.codes.to_numpy(dtype=np.int64)).reshape(-1, 1)
-        batches = [{"X": x, "batch": b} for x, b in zip(counts.split(40), codes.split(40), strict=True)]
+        self.batches = [{"X": x, "batch": b} for x, b in zip(counts.split(40), codes.split(40), strict=True)]
 
-        class Module(LightningDataModule):
-            def train_dataloader(self) -> list[dict[str, torch.Tensor]]:
-                return batches
-
-        return Module()
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
