@@ -242,8 +242,11 @@ class CellModel(BaseModelClass):
         return stages
 
     def _check_devices(self, chosen: Any) -> None:
-        n_devices = len(chosen) if isinstance(chosen, list) else chosen
-        if self._one_device and isinstance(n_devices, int) and n_devices > 1:
+        listed = chosen.split(",") if isinstance(chosen, str) else chosen
+        n_devices = len(listed) if isinstance(listed, list) else int(listed)
+        if n_devices == -1:  # all that there are
+            n_devices = torch.cuda.device_count()
+        if self._one_device and n_devices > 1:
             raise SetupError(f"devices asks for {n_devices} devices. {self._one_device} Type devices=1.")
 
     def _draw_split(self, streams: Streams, args: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
