@@ -183,6 +183,7 @@ def test_augment_reads_counts_where_they_were_registered(make: Callable[..., Ann
         ({"key": "cell_typ"}, "Did you mean 'cell_type'"),
         ({"key": "cell_type", "target": "min"}, "target='min'"),
         ({"key": "cell_type", "target": 0}, "at least 1"),
+        ({"key": "cell_type", "max_ratio": -1}, "max_ratio=-1; expected a positive number"),
         ({"key": "cell_type", "target": {"type_9": 5}}, "'type_9'"),
         ({"key": "cell_type", "guidance_mode": "add"}, "guidance_mode='add'"),
     ],
@@ -201,6 +202,11 @@ def test_translation_under_the_own_condition_is_the_identity(model: SCLD) -> Non
     real = model.get_latent_representation(cells)
     assert np.corrcoef(same.obsm["X_scld"].ravel(), real.ravel())[0, 1] >= 0.99
     np.testing.assert_array_equal(same.X.sum(axis=1), cells.X.sum(axis=1))
+
+
+def test_translation_needs_a_column_with_the_category(model: SCLD) -> None:
+    with pytest.raises(SetupError, match="condition='batch_1'; expected a mapping"):
+        model.translate(model.adata[:4], "batch_1")  # type: ignore[arg-type]
 
 
 def test_translation_carries_every_row_over(model: SCLD) -> None:

@@ -80,6 +80,8 @@ def test_empty_condition_hides_everything() -> None:
         ({"type": "a"}, "type='a' was not among the training cells.*'A'"),
         ({"type": {"A": 0.5, "B": 0.6}}, "sum to 1"),
         ({"type": {"A": 1.5, "B": -0.5}}, "positive"),
+        ({"type": ["A", "B", "C"]}, "expected one category. For a mixture give weights.*conditions=DataFrame"),
+        ("A", r"condition='A'; expected a mapping .* condition=\{'batch': 'A'\}"),
     ],
 )
 def test_unknown_columns_and_categories_name_the_nearest(condition: Any, words: str) -> None:
@@ -98,6 +100,19 @@ def test_unknown_columns_and_categories_name_the_nearest(condition: Any, words: 
 def test_a_category_of_another_type_says_what_to_type(categories: Any, value: Any, words: str) -> None:
     with pytest.raises(SetupError, match=words):
         replace(COVARIATES, categories=(categories, COVARIATES.categories[1])).code("batch", value)
+
+
+@pytest.mark.parametrize("n", [0, -5, 2.5, "5", float("nan")])
+def test_the_number_of_cells_is_a_whole_one(n: Any) -> None:
+    with pytest.raises(SetupError, match="expected a whole number, at least 1"):
+        compose(n)
+    assert compose(5.0).n == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("guidance", ["high", float("nan"), {"type": float("inf")}])
+def test_guidance_is_finite(guidance: Any) -> None:
+    with pytest.raises(SetupError, match="expected a finite number"):
+        resolve(compose(5), guidance=guidance)
 
 
 def test_weights_become_a_mixture_and_the_heaviest_stands_in() -> None:

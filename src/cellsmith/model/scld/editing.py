@@ -19,7 +19,7 @@ from cellsmith.model.scld import equations as eq
 from cellsmith.model.scld import generation as gen
 from cellsmith.model.scld.assemble import assemble_cells, join_cells, joint_block, with_obs
 from cellsmith.model.scld.registration import check_object, lacks_counts
-from cellsmith.model.scld.request import Request, request_composition, request_rows, shown
+from cellsmith.model.scld.request import Request, check_condition, request_composition, request_rows, shown
 
 __all__ = ["EditingMixin"]
 
@@ -93,6 +93,8 @@ class EditingMixin:
         """
         self._require_trained("augment")
         real = self._real_cells(adata, key)
+        if not max_ratio > 0:
+            raise SetupError(f"max_ratio={max_ratio}; expected a positive number.")
         if np.ndim(library_size):
             raise SetupError(
                 f"library_size has the shape {np.shape(library_size)}; augment takes None, 'match' or one number, "
@@ -208,6 +210,7 @@ class EditingMixin:
         self._require_trained("translate")
         if not condition:
             raise SetupError("translate needs a condition, for example condition={'condition': 'STIM'}.")
+        check_condition(self.covariates, condition)
         streams, module = Streams(resolve_seed(seed)), self.module
         table, log_total = self._encode(adata)
         request = Request(

@@ -165,7 +165,7 @@ class GenerationMixin:
                 raise SetupError(f"n_cells={n_cells}, but {given[0]} has {len(table)} rows. Leave n_cells out.")
             return request_rows(self.covariates, table)
         rows = self._rows()
-        n = len(rows.log_library) if n_cells is None else int(n_cells)
+        n = len(rows.log_library) if n_cells is None else n_cells
         return request_composition(
             self.covariates, rows, n_cells=n, condition=condition, generator=streams.numpy("sample", -1)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ import pandas as pd
 from cellsmith._errors import SetupError, nearest
 from cellsmith.math.counts import largest_remainder
 
-__all__ = ["Covariates", "Request", "TrainingRows", "read_covariates", "request_composition", "request_rows"]
+__all__ = [
+    "Covariates",
+    "Request",
+    "TrainingRows",
+    "check_condition",
+    "read_covariates",
+    "request_composition",
+    "request_rows",
+]
 
 Condition = Mapping[str, Any]
 
@@ -61,6 +70,11 @@ class Covariates:
     def code(self, name: str, value: Any) -> int:
         """Return the code of a category; a missing value is the unknown code."""
         k = self.position(name)
+        if not pd.api.types.is_scalar(value):
+            raise SetupError(
+                f"{name} got {value!r}; expected one category. For a mixture give weights, {{{name!r}: {{'a': 0.5, "
+                "'b': 0.5}}; for cells of several categories one row a cell, conditions=DataFrame."
+            )
         if pd.api.types.is_scalar(value) and pd.isna(value):
             return len(self.categories[k])
         hits = np.flatnonzero(self.categories[k] == value)
@@ -150,6 +164,22 @@ class Request:
         return len(self.codes)
 
 
+def check_condition(covariates: Covariates, condition: Any, argument: str = "condition") -> None:
+    """Refuse a condition that is no mapping.
+
+    Raises
+    ------
+    SetupError
+        With what to type instead.
+    """
+    if not isinstance(condition, Mapping):
+        name = covariates.names[0] if covariates.names else "cell_type"
+        raise SetupError(
+            f"{argument}={condition!r}; expected a mapping from a registered column to a category, for example "
+            f"{argument}={{{name!r}: {condition!r}}}."
+        )
+
+
 def request_composition(
     covariates: Covariates,
     rows: TrainingRows,
@@ -180,8 +210,10 @@ def request_composition(
     SetupError
         For an unknown column or category, or a number of cells below 1.
     """
-    if n_cells < 1:
-        raise SetupError(f"n_cells={n_cells}; expected at least 1.")
+    if not isinstance(n_cells, Real) or not n_cells >= 1 or n_cells != int(n_cells):
+        raise SetupError(f"n_cells={n_cells!r}; expected a whole number, at least 1.")
+    n_cells = int(n_cells)
+    check_condition(covariates, condition or {})
     n_cov, n_cont = len(covariates.names), len(covariates.continuous)
     if condition is not None and not condition:
         null = np.tile(np.array(covariates.n_cats, dtype=np.int64), (n_cells, 1))
@@ -322,6 +354,9 @@ def resolve_modes(
     ):
         if value not in valid:
             raise SetupError(f"{what}={value!r}. {nearest(value, valid)}")
+    for weight in guidance.values() if isinstance(guidance, Mapping) else [guidance]:
+        if not isinstance(weight, Real) or not np.isfinite(weight):
+            raise SetupError(f"guidance={guidance!r}; expected a finite number, or {{covariate: number}}.")
     if isinstance(guidance, Mapping) and guidance_mode == "joint":
         raise SetupError("guidance by covariate is additive; guidance_mode='joint' takes one number. Drop one of them.")
     notes = list(request.notes)
