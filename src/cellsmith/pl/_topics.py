@@ -283,11 +283,11 @@ def n_topics_curve(adata: Any, key: str = "sce2tm_n_topics", *, ax: Sequence[Axe
     return np.asarray(axes, dtype=object)
 
 
-def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
+def topic_map(model: Any, *, n_genes: int = 2, rng: int = 0, ax: Axes | None = None) -> Axes:
     """Draw genes and topics in one plane.
 
-    Both lie in one space in training, where a gene belongs to the topics near it. The plane holds the two directions
-    along which the topics vary most; what is far apart here is far apart there, not always the other way round.
+    Both lie in one space in training, where a gene belongs most to the topics near it. The plane is a t-SNE of that
+    space: who is whose neighbour can be read from it, how far apart distant topics are cannot. Takes some ten seconds.
 
     Parameters
     ----------
@@ -296,6 +296,8 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
     n_genes
         Top genes of every topic to name, those of :func:`topic_genes`; with more than 20 topics names overlap, and 0
         names none.
+    rng
+        Seed of the layout.
     ax
         Axes to draw into; None makes a figure.
 
@@ -315,11 +317,13 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
     if not hasattr(model, "get_gene_embedding") or not hasattr(model, "get_topic_embedding"):
         raise SetupError(f"Found {type(model).__name__}; expected a trained cellsmith.model.SCE2TM.")
     from matplotlib import patheffects
+    from sklearn.manifold import TSNE
 
     genes, topics = model.get_gene_embedding(), model.get_topic_embedding()
-    centre = topics.to_numpy().mean(axis=0)
-    axis = np.linalg.svd(topics.to_numpy() - centre, full_matrices=False)[2][:2]
-    g, t = (genes.to_numpy() - centre) @ axis.T, (topics.to_numpy() - centre) @ axis.T
+    both = np.concatenate([genes.to_numpy(), topics.to_numpy()])
+    perplexity = min(30, (len(both) - 1) // 3)
+    plane = TSNE(2, init="pca", random_state=rng, perplexity=perplexity).fit_transform(both)
+    g, t = np.split(plane, [len(genes)])
     named = model.get_top_genes(n=max(n_genes, 1))
     [axes] = style.panels(ax, 1, size=(7.2, 6.4))
     axes.scatter(g[:, 0], g[:, 1], s=9, color=style.CONTROL, alpha=0.35, linewidths=0, zorder=1)
@@ -330,7 +334,7 @@ def topic_map(model: Any, *, n_genes: int = 3, ax: Axes | None = None) -> Axes:
         for j, gene in enumerate(named[name] if n_genes else ()):
             place = {"xytext": (11, 5 - 9 * j), "textcoords": "offset points"}
             axes.annotate(str(gene), t[k], **place, fontsize=7.5, path_effects=halo, zorder=2)
-    axes.set(xlabel="direction 1", ylabel="direction 2", xticks=[], yticks=[])
+    axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     style.tidy(axes)
     return axes
 
