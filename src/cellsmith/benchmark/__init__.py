@@ -8,7 +8,9 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "annotation": "._annotation.compare",
+        "distillation": "._distillation.compare",
         "missingness": "._missingness.compare",
+        "score_distilled": "._distillation.compare",
         "synthesis": "._synthesis.quality",
         "topics": "._topics.compare",
     },

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "bcpca_baselines": "._bcpca",
+        "distillation": "._distillation",
         "grit_flow": "._grit",
         "interpolation": "._synthesis",
         "n_topics_curve": "._topics",

@@ -1,0 +1,1 @@
+"""What a few rows a class teach a classifier, against all cells."""

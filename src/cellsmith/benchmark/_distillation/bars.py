@@ -1,0 +1,119 @@
+"""What the numbers are judged by: one row of the acceptance table each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellsmith.benchmark._annotation.bars import Bar, Measured
+from cellsmith.benchmark._annotation.results import points
+from cellsmith.benchmark._distillation.cases import EMBEDDED, FILES
+from cellsmith.benchmark._distillation.results import Gap, Results
+
+__all__ = ["BARS", "METACELLS", "OURS"]
+
+OURS = "scdd"
+METACELLS = ("metacell", "metacell_mean_log")
+BUDGETS = (1, 5, 10)
+SLACK = 1e-9
+OTHERS = tuple(f for f in FILES if f != EMBEDDED)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one paired difference has to reach: its mean, and whether its interval has to lie above 0."""
+
+    mean: float = -np.inf
+    above_zero: bool = False
+
+    def met(self, gap: Gap) -> bool:
+        """Tell whether a difference reaches it."""
+        return gap.mean >= self.mean - SLACK and (not self.above_zero or gap.low > 0)
+
+
+Cells = dict[tuple[str, int], Wanted]
+
+
+def _against(
+    baseline: str, must: Cells, stretch: Cells, *, metric: str = "accuracy", model: str = "mean", ours: str = OURS
+) -> Callable[[Results], Measured | None]:
+    def measure(results: Results) -> Measured | None:
+        gaps = {}
+        for file, budget in must:
+            gap = results.gap(file, ours, baseline, budget=budget, metric=metric, model=model)
+            if gap.runs > 1:
+                gaps[file, budget] = gap
+        if not gaps:
+            return None
+        parts = [f"{f} {b}: {points(g.mean)} [{points(g.low)}, {points(g.high)}]" for (f, b), g in gaps.items()]
+        meets = all(must[place].met(gap) for place, gap in gaps.items())
+        exceeds = all(stretch[place].met(gap) for place, gap in gaps.items() if place in stretch)
+        left = len(must) - len(gaps)
+        text = "; ".join(parts) + (f"; {left} of {len(must)} not run" if left else "")
+        return Measured(text, meets, exceeds if stretch and not left else None)
+
+    return measure
+
+
+def _all(wanted: Wanted, files: tuple[str, ...] = FILES, budgets: tuple[int, ...] = BUDGETS) -> Cells:
+    return {(f, b): wanted for f in files for b in budgets}
+
+
+def _on_embedded(*means: float) -> Cells:
+    return {(EMBEDDED, b): Wanted(mean) for b, mean in zip(BUDGETS, means, strict=True)}
+
+
+ABOVE = Wanted(above_zero=True)
+_SUM = _all(Wanted(-0.01), (EMBEDDED,)) | _all(ABOVE, OTHERS)
+
+BARS: tuple[Bar, ...] = (
+    Bar(
+        "scDD minus metacell (sum), mean of three",
+        f">= -1.0 on {EMBEDDED}; interval above 0 on the others",
+        "-",
+        _against("metacell", _SUM, {}),
+    ),
+    Bar(
+        "scDD minus metacell_mean_log, mean of three",
+        ">= -1.0 everywhere",
+        "interval above 0 at 1 a class",
+        _against("metacell_mean_log", _all(Wanted(-0.01)), _all(ABOVE, budgets=(1,))),
+    ),
+    Bar(
+        "scDD minus random, LR",
+        f"{EMBEDDED}: +8 / +3 / +1",
+        "+14 / +7 / +4",
+        _against("random", _on_embedded(0.08, 0.03, 0.01), _on_embedded(0.14, 0.07, 0.04), model="lr"),
+    ),
+    Bar(
+        "scDD minus herding, LR",
+        f"{EMBEDDED}: +2 / 0 / 0",
+        "+5 / +4 / +3",
+        _against("herding", _on_embedded(0.02, 0.0, 0.0), _on_embedded(0.05, 0.04, 0.03), model="lr"),
+    ),
+    Bar(
+        "scDD minus random, macro-F1, mean of three",
+        "pbmc_facs, kang_ifnb: > 0",
+        "> +5",
+        _against(
+            "random",
+            _all(Wanted(SLACK), ("pbmc_facs", "kang_ifnb")),
+            _all(Wanted(0.05), ("pbmc_facs", "kang_ifnb")),
+            metric="macro_f1",
+        ),
+    ),
+    Bar(
+        "scDD minus metacell_mean_log, recall of rare classes",
+        ">= -2",
+        "> 0",
+        _against(
+            "metacell_mean_log",
+            _all(Wanted(-0.02), (EMBEDDED, "kang_ifnb")),
+            _all(Wanted(SLACK), (EMBEDDED, "kang_ifnb")),
+            metric="rare_recall",
+        ),
+    ),
+)
+"""The rows of the acceptance table, in its order. Differences are paired over cuts, in points."""

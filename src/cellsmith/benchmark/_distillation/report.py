@@ -1,0 +1,156 @@
+"""Write the page of results from the table on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cellsmith.benchmark._annotation.bars import mark
+from cellsmith.benchmark._annotation.results import number, points
+from cellsmith.benchmark._distillation.bars import BARS, METACELLS, OURS
+from cellsmith.benchmark._distillation.cases import FILES
+from cellsmith.benchmark._distillation.compare import COLUMNS
+from cellsmith.benchmark._distillation.peers import FULL
+from cellsmith.benchmark._distillation.recipe import CORE, MODELS
+from cellsmith.benchmark._distillation.results import MEAN, Gap, Results
+from cellsmith.benchmark._distillation.scoring import NO_MODEL
+from cellsmith.benchmark._store import Store
+
+__all__ = ["report"]
+
+COMMANDS = """```bash
+python -m cellsmith.benchmark distillation --data <directory>
+```"""
+ENOUGH = 20
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _interval(gap: Gap) -> str:
+    """Write a difference in points with its plain interval, and the corrected one in round brackets."""
+    if gap.runs == 0:
+        return "-"
+    if gap.runs == 1:
+        return points(gap.mean)
+    plain = f"[{points(gap.low)}, {points(gap.high)}]"
+    return f"{points(gap.mean)} {plain} ({points(gap.corrected_low)}, {points(gap.corrected_high)})"
+
+
+def _bars(results: Results) -> str:
+    rows = []
+    for bar in BARS:
+        found = bar.measure(results)
+        rows.append([bar.check, bar.must, bar.stretch, "-" if found is None else found.text, mark(bar, found)])
+    return _grid(["check", "must", "stretch", "found", ""], rows)
+
+
+def _places(results: Results, file: str) -> list[tuple[str, int]]:
+    """Return (method, budget) of a file in the order of the tables: all cells first, then budget by budget."""
+    methods = results.methods(file)
+    first = [(FULL, 0)] if FULL in methods else []
+    return first + [(m, b) for b in results.budgets(file) for m in methods if m != FULL]
+
+
+def _runs(results: Results, file: str) -> str:
+    counts = {len(results.values(file, m, budget=b, model="lr")) for m, b in _places(results, file)} - {0}
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    text = f"{most} {'cut' if most == 1 else 'cuts'}" if least == most else f"{least} to {most} cuts"
+    sizes = [results.mean(file, m, budget=0, metric=k, model=NO_MODEL) for m in (FULL,) for k in ("n_train", "n_test")]
+    return f"{text}; {sizes[0]:,.0f} training and {sizes[1]:,.0f} test cells" if np.isfinite(sizes).all() else text
+
+
+def _accuracy(results: Results, file: str) -> str:
+    rows = []
+    for method, budget in _places(results, file):
+        get = [results.mean(file, method, budget=budget, model=m) for m in (*MODELS, MEAN)]
+        get += [results.mean(file, method, budget=budget, metric=m) for m in ("macro_f1", "rare_recall")]
+        rows.append([str(budget) if budget else "all", method, *map(number, get)])
+    return _grid(["a class", "method", *MODELS, MEAN, "macro-F1", "rare recall"], rows)
+
+
+def _differences(results: Results, file: str) -> str:
+    rows = []
+    for method, budget in _places(results, file):
+        if method not in (FULL, METACELLS[0]) and budget:
+            rows.append(
+                [str(budget), method, *(_interval(results.gap(file, method, m, budget=budget)) for m in METACELLS)]
+            )
+    for budget in results.budgets(file):
+        gaps = [_interval(results.gap(file, m, FULL, budget=budget)) for m in METACELLS]
+        rows.append([str(budget), "metacells minus all cells", *gaps])
+    return _grid(["a class", "method minus", *METACELLS], rows)
+
+
+def _cost(results: Results) -> str:
+    rows = []
+    for file in FILES:
+        for method, budget in _places(results, file):
+            if budget in (0, 10):
+                names = ("n_rows", "bytes", "cpu_seconds")
+                get = [results.mean(file, method, budget=budget, metric=m, model=NO_MODEL) for m in names]
+                rows.append([file, method, f"{get[0]:,.0f}", f"{get[1] / 1024:,.0f}", number(get[2])])
+    return _grid(["file", "method", "rows", "KiB of counts", "CPU-s"], rows)
+
+
+def _absent(results: Results) -> str:
+    """List what the protocol asks for and the table does not have."""
+    lines = []
+    have = set(results.methods())
+    if OURS not in have:
+        lines.append("* scDD itself: no row of this table is of it")
+    for file in FILES:
+        runs = len(results.values(file, METACELLS[1], budget=1))
+        if runs < ENOUGH:
+            lines.append(f"* {file}: {runs} of {ENOUGH} cuts; a difference of one point needs them all")
+    lines.append(
+        "* transfer between technologies and conditions, readings without a gate, more than 1,500 training cells"
+    )
+    return "\n".join(lines)
+
+
+def _page(results: Results, notes: str) -> str:
+    out = ["# Distillation: results", ""]
+    out += ["This page is written by `python -m cellsmith.benchmark distillation` from the table beside it;"]
+    out += ["[how we measure](index.md) says what the words mean. To run it all again:", "", COMMANDS, ""]
+    words = f"""Every method makes 1, 5 or 10 rows a class from the training cells of a cut; five classifiers that are
+never tuned learn from them and name the test cells. `mean` is that of {", ".join(CORE)}. Differences are in points,
+paired over cuts, with the plain 95 % interval in square brackets and, in round ones, the corrected interval that allows
+for cells which cuts share."""
+    out += [words, ""]
+    out += ["## The bars", "", _bars(results), ""]
+    for file in FILES:
+        if results.methods(file):
+            out += [f"## {file}", "", _runs(results, file) + ".", "", "Accuracy:", "", _accuracy(results, file), ""]
+            out += ["Mean of three classifiers, method minus metacells:", "", _differences(results, file), ""]
+    out += ["## Cost", "", _cost(results), "", "## Not run", "", _absent(results), ""]
+    out += ["## Notes", "", notes.strip(), ""]
+    return "\n".join(out)
+
+
+def report(out: Path) -> Path:
+    """Write ``distillation.md`` from the table in a directory.
+
+    Parameters
+    ----------
+    out
+        Directory with ``distillation.csv`` (which may be missing) and ``_distillation_notes.md``, written by hand.
+
+    Returns
+    -------
+    Path of the page.
+    """
+    notes = out / "_distillation_notes.md"
+    text = notes.read_text(encoding="utf-8") if notes.is_file() else "None."
+    if text.startswith("---\n"):
+        # Settings of the documentation builder, for a file that is no page of its own.
+        text = text.split("---\n", 2)[2]
+    page = out / "distillation.md"
+    page.write_text(_page(Results(Store(COLUMNS, out / "distillation.csv").table), text), encoding="utf-8")
+    return page
