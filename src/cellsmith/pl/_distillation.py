@@ -95,7 +95,16 @@ def distillation(
     axes[1].set_title(f"minus {baseline}, paired, 95 % interval", loc="left", fontsize=10.5)
     axes[0].set_ylabel(name)
     style.tidy(axes, grid="y")
-    axes[0].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(2.3, 0.5) if ax is None else None)
+    if ax is None:
+        axes[1].legend(
+            *axes[0].get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8.5,
+            loc="center left",
+            bbox_to_anchor=(1.02, 0.5),
+        )
+    else:
+        axes[0].legend(frameon=False, fontsize=8.5)
     return np.asarray(axes, dtype=object)
 
 
