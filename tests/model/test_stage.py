@@ -99,6 +99,23 @@ def test_every_optimiser_takes_its_own_first_step(name: str) -> None:
     torch.testing.assert_close(moved, torch.full((2, 3), 10.0 if name == "rmsprop" else 1.0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("carry", [False, True])
+def test_moments_of_the_stage_before_are_carried_on_request(carry: bool) -> None:
+    """A fresh RMSprop moves by 10 lr; one that remembers gradients of 10 by about lr / 10."""
+    network = torch.nn.Linear(3, 2)
+    before = network.weight.detach().clone()
+    network.moments = {"weight": {"step": torch.tensor(5.0), "square_avg": torch.full((2, 3), 100.0)}}
+    options = Optim(optimizer="rmsprop", lr=1e-3, schedule="constant", carry=carry)
+    plan = StagePlan(network, Stage(name="x", trains=("weight", "bias"), plan=options))
+    plan.trainer = SimpleNamespace(estimated_stepping_batches=10, max_epochs=2)
+    optimizer = plan.configure_optimizers()["optimizer"]
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    moved = (before - network.weight.detach()) / 1e-3
+    torch.testing.assert_close(moved, torch.full((2, 3), 0.1005 if carry else 10.0), rtol=1e-2, atol=0)
+    assert float(network.moments["weight"]["square_avg"].min()) == 100.0, "a copy"
+
+
 def test_ramp_rises_linearly_to_its_target() -> None:
     ramp = Ramp(2.0, fraction=0.5, max_epochs=4)
     assert [ramp.at(e, 100) for e in (0, 1, 2, 4, 50)] == [0.0, 0.5, 1.0, 2.0, 2.0]

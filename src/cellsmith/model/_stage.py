@@ -56,6 +56,9 @@ class Optim:
         Checks without improvement after which the stage stops; None never stops early.
     keep_best
         Restore the iterate of the best validation loss at the end of the stage.
+    carry
+        Go on with the moments that the stage before left, rather than with none: a fresh RMSprop forgets how large
+        the first gradients were, and takes larger steps.
     average
         (from, to): submodule ``to`` keeps an exponential moving average of ``from``.
     average_decay
@@ -72,6 +75,7 @@ class Optim:
     halve_every: int = 125
     patience: int | None = 30
     keep_best: bool = True
+    carry: bool = False
     average: tuple[str, str] | None = None
     average_decay: float = 0.999
 
@@ -253,6 +257,8 @@ class StagePlan(LightningModule):
             ],
             **options,
         )
+        if plan.carry:
+            self._take_moments(optimizer)
         length = {
             "n_steps": max(1, int(self.trainer.estimated_stepping_batches)),
             "n_epochs": self.trainer.max_epochs or 1,
@@ -395,9 +401,22 @@ class StagePlan(LightningModule):
             self.module.load_state_dict(self._best[1], strict=False)
             self._best = None
 
+    def _take_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        """Start from the moments that the stage before left on the module; new parameters start from none."""
+        left = getattr(self.module, "moments", {})
+        for name, parameter in self.module.named_parameters():
+            if name in self._trained and name in left:
+                optimizer.state[parameter] = {k: v.clone() for k, v in left[name].items()}
+
+    def _leave_moments(self) -> None:
+        state = self.trainer.optimizers[0].state
+        self.module.moments = {n: dict(state[p]) for n, p in self.module.named_parameters() if p in state}
+
     def on_fit_end(self) -> None:
         """Put the best iterate back and thaw the module."""
         self._restore_best()
+        if self.stage.plan.carry:
+            self._leave_moments()
         for parameter in self.module.parameters():
             parameter.requires_grad_(True)
 

@@ -303,7 +303,7 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         trained = ("encoder", "topic_table", "gene_table", "decoder_norm", "level_offset", "log_theta")
         # No clipping: the reconstruction's gradient is far above any usual norm, and RMSprop at a clipped one takes
         # such large steps that topics end alike (half of the diversity on the tuning set).
-        plan = Optim(optimizer="rmsprop", lr=1e-3, schedule="constant", patience=20)
+        plan = Optim(optimizer="rmsprop", lr=1e-3, schedule="constant", patience=20, carry=True)
         common: dict[str, Any] = {"batch_size": 512, "min_batch": 2}
         weights = {"ecr": self._loss_weights["ecr"]}
         guided = self._external_key is not None and (self.view_ is None or self.view_["q"] > 0)

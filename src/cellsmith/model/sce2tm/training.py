@@ -64,6 +64,7 @@ class TrainingMixin:
     def _index(self, streams: Streams) -> None:
         """T9, T15, T21: the scale of the reconstruction, the cells cut to their genes, neighbours and the gate."""
         self._cells = None if self._datamodule is not None else self._cut_cells()
+        self.module.moments = {}
         self.module.n_sweeps = self.module.n_solves = self.module.n_unconverged = 0
         self.module.n_worse, self.module.halvings = 0, []
         self.module.view_weight.fill_(0.0)
@@ -192,6 +193,7 @@ class TrainingMixin:
             "n_unconverged": module.n_unconverged,
         }
         self._cells = self._neighbors = None
+        module.moments = {}
 
     def _external_matrix(self) -> Any:
         if self.adata is None or self._datamodule is not None:
