@@ -117,8 +117,8 @@ DEVIATIONS = (
     Deviation(
         "optimiser",
         "RMSprop, learning rate halved every 125 epochs (the call that does it no longer works)",
-        "RMSprop at a constant rate, its moments carried from stage to stage; the gradient is not clipped, as published",
-        "RMSprop that forgets how large the first gradients were, by clipping at a norm of 5 or by a fresh start, takes "
+        "RMSprop at a constant rate, its moments carried from stage to stage; gradients are not clipped, as published",
+        "RMSprop that forgets how large the first gradients were, by clipping at a norm of 5 or by a new start, takes "
         "steps so large that topics become alike (diversity .80 to .46, and .74 to .58)",
         f"{_HERE}/test_train.py::test_plans_of_both_variants",
     ),
