@@ -31,7 +31,7 @@ def sce2tm_transfer(
     model
         Trained :class:`cellsmith.model.SCE2TM`; not changed.
     min_gene_overlap
-        Share of the modelled genes that ``adata`` must have. Absent ones count as not expressed.
+        Share of the modelled genes that ``adata`` must have. Absent ones get their mean in training.
     key_added
         Name of the outputs.
     copy
@@ -39,9 +39,9 @@ def sce2tm_transfer(
 
     Returns
     -------
-    None, or the copy. Written are the outputs of :func:`cellsmith.tl.sce2tm`, with ``.obs[key_gene_overlap]``: the share
-    of the modelled genes that the cells have, by which ``key_confidence`` is multiplied. ``.uns[key]["query"]`` lists
-    the missing genes, and the batches that the model does not know (topics do not depend on them).
+    None, or the copy. Written are the outputs of :func:`cellsmith.tl.sce2tm`, with ``.obs[key_gene_overlap]``: the
+    share of the modelled genes that the cells have, by which ``key_confidence`` is multiplied. ``.uns[key]["query"]``
+    lists the missing genes, and the batches that the model does not know (topics do not depend on them).
 
     Raises
     ------

@@ -47,7 +47,7 @@ def test_some_genes_in_another_order(topic_model: SCE2TM, query: AnnData) -> Non
     """G1: 60 % of the genes, shuffled, answer as if the others had been measured and not found."""
     order = np.random.default_rng(0).permutation(100)
     part = query[:, order[:60]].copy()
-    found = topic_model.map_query(part)
+    found = topic_model.map_query(part, fill="zero")
     assert found.gene_overlap == pytest.approx(0.6)
     assert set(found.missing) == set(query.var_names[order[60:]])
     padded = query.copy()
@@ -78,8 +78,17 @@ def test_removed_genes_cost_little(topic_model: SCE2TM, query: AnnData) -> None:
         found = topic_model.map_query(query[:, kept].copy(), fill=fill).theta.to_numpy()
         agreement = (found.argmax(axis=1) == truth.argmax(axis=1)).mean()
         assert agreement > 0.5  # about .2 by chance
-    by_name = topic_model.map_query(query[:, kept[::-1]].copy(), fill="mean").theta
-    np.testing.assert_allclose(by_name, found, atol=1e-6)
+    by_name = topic_model.map_query(query[:, kept[::-1]].copy()).theta
+    np.testing.assert_allclose(by_name, found, atol=1e-6)  # the mean is the default, genes in any order
+
+
+def test_absent_genes_get_their_mean(topic_model: SCE2TM, stimulated: AnnData, query: AnnData) -> None:
+    dense = stimulated.X.toarray().astype(float)
+    mean = np.log1p(1e4 * dense / dense.sum(axis=1, keepdims=True)).mean(axis=0)
+    part = query[:, :70].copy()
+    counts = part.X.toarray().astype(float)
+    x = np.hstack([np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)), np.tile(mean[70:], (60, 1))])
+    np.testing.assert_allclose(topic_model.map_query(part).mu, topic_model._encode(x)[0], atol=1e-5)
 
 
 def test_a_cell_without_modelled_counts_is_uniform(topic_model: SCE2TM, query: AnnData) -> None:

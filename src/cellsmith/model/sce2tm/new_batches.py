@@ -65,12 +65,15 @@ class NewCells:
         (n,) which of the new batches a cell is from.
     covariates
         (n, C - 1) levels of the further registered columns.
+    theta
+        (n, K) topics.
     """
 
     counts: Any
     places: np.ndarray
     level: np.ndarray
     covariates: np.ndarray
+    theta: np.ndarray
 
     def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, slice]]:
         """Yield counts and x of the modelled genes (b, V), and which cells they are."""
@@ -154,7 +157,7 @@ def fit_offsets(model: Any, cells: NewCells, *, n_new: int, max_steps: int) -> T
     codes = torch.from_numpy(np.concatenate([cells.level[:, None] + first, cells.covariates], axis=1))
     codes = codes.to(module.device)
     absent = torch.from_numpy(cells.places < 0).to(module.device)
-    theta = torch.from_numpy(np.concatenate([model._encode(x)[1] for _, x, _ in cells.parts()])).to(module.device)
+    theta = torch.from_numpy(np.ascontiguousarray(cells.theta, dtype=np.float32)).to(module.device)
     offsets = torch.zeros(n_new, module.n_input, device=module.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([offsets], max_iter=max_steps, line_search_fn="strong_wolfe")
 
