@@ -106,6 +106,29 @@ def test_sums_of_a_matrix_that_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch
         matching.metacell_sums(x, groups[:-1])
 
 
+def test_profiles_are_shares_or_the_mean_of_the_log_view() -> None:
+    x, groups = counts(), np.arange(20) % 3
+    p, total = matching.group_profiles(x, groups, summary="sum", scale=1e3)
+    np.testing.assert_array_equal(total, [x[groups == g].sum() for g in range(3)])
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    q, _ = matching.group_profiles(x, groups, summary="mean_log", scale=1e3)
+    means = matching.metacell_log_means(x, groups, scale=1e3).toarray()
+    np.testing.assert_allclose(np.log1p(1e3 * q), means, rtol=1e-12)
+    assert np.all(q.sum(axis=1) < 1.0)
+    with pytest.raises(SetupError, match="mean_log"):
+        matching.group_profiles(x, groups, summary="mean", scale=1e3)  # type: ignore[arg-type]
+
+
+def test_rounding_keeps_totals_and_stays_below_one() -> None:
+    expected = np.random.default_rng(0).gamma(0.3, 5.0, size=(40, 25))
+    got = matching.round_profiles(expected)
+    np.testing.assert_array_equal(got.sum(axis=1), np.rint(expected.sum(axis=1)))
+    assert np.abs(got - expected).max() < 1
+    assert matching.round_profiles([[0.5, 0.5, 1.0]]).tolist() == [[1, 0, 1]]
+    sums = matching.metacell_sums(counts(), np.zeros(20, dtype=int)).toarray()
+    np.testing.assert_array_equal(matching.round_profiles(sums / sums.sum() * sums.sum()), sums)
+
+
 def test_groups_stay_within_classes_and_none_is_empty() -> None:
     x, codes = points(30, 2), np.repeat([0, 1, -1], 10)
     x[10:20] = 0.0  # a class whose cells coincide

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from cellsmith._lazy import attach
 
-_CLASSES = {"BCPCA": ".bcpca.model", "GRIT": ".grit.model", "SCE2TM": ".sce2tm.model", "SCLD": ".scld.model"}
+_CLASSES = {
+    "BCPCA": ".bcpca.model",
+    "GRIT": ".grit.model",
+    "SCDD": ".scdd.model",
+    "SCE2TM": ".sce2tm.model",
+    "SCLD": ".scld.model",
+}
 
 __getattr__, __dir__, __all__ = attach(__name__, _CLASSES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cellsmith.nn.heads import GaussianHead, RateHead
 from cellsmith.nn.mlp import MLP, Dropout
 
-__all__ = ["REP_KEY", "CountAutoencoder", "Decoded", "ForeignAutoencoder", "dense"]
+__all__ = ["REP_KEY", "CountAutoencoder", "Decoded", "ForeignAutoencoder", "dense", "row_totals"]
 
 # Key under which a batch holds the representation that replaces the encoder.
 REP_KEY = "rep"
@@ -49,6 +49,13 @@ class Decoded(NamedTuple):
 def dense(x: Tensor) -> Tensor:
     """Return a batch of counts (n, G) without sparsity."""
     return x if x.layout is torch.strided else x.to_dense()
+
+
+def row_totals(x: Tensor) -> Tensor:
+    """Return the totals (n,) of dense or CSR counts (n, G)."""
+    if x.layout is torch.strided:
+        return x.sum(dim=1)
+    return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices())
 
 
 class CountAutoencoder(nn.Module):

@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = attach(
         "sce2tm_survival": "._sce2tm_compare",
         "sce2tm_top_genes": "._sce2tm_tables",
         "sce2tm_transfer": "._sce2tm_transfer",
+        "scdd": "._scdd",
         "scld": "._scld",
         "sketch": "._sketch",
     },

@@ -5,10 +5,13 @@ from __future__ import annotations
 from cellsmith.math.matching.grouping import (
     allocate,
     class_groups,
+    group_profiles,
     log_normalize,
+    metacell_groups,
     metacell_log_means,
     metacell_sums,
     principal_components,
+    round_profiles,
     target_sum,
 )
 from cellsmith.math.matching.losses import class_gradients, distribution_matching, gradient_distance, gradient_matching
@@ -21,12 +24,15 @@ __all__ = [
     "distribution_matching",
     "gradient_distance",
     "gradient_matching",
+    "group_profiles",
     "herding",
     "k_center",
     "kernel_herding",
     "log_normalize",
+    "metacell_groups",
     "metacell_log_means",
     "metacell_sums",
     "principal_components",
+    "round_profiles",
     "target_sum",
 ]

@@ -12,15 +12,19 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from cellsmith._errors import SetupError, nearest
+from cellsmith._rng import Streams
 from cellsmith.math.counts import largest_remainder, library_totals
 
 __all__ = [
     "allocate",
     "class_groups",
+    "group_profiles",
     "log_normalize",
+    "metacell_groups",
     "metacell_log_means",
     "metacell_sums",
     "principal_components",
+    "round_profiles",
     "target_sum",
 ]
 
@@ -136,6 +140,62 @@ def _grouped(counts: Any, groups: npt.ArrayLike, view: Any) -> sp.csr_matrix:
     return out
 
 
+def group_profiles(
+    counts: Any, groups: npt.ArrayLike, *, summary: Literal["mean_log", "sum"], scale: float
+) -> tuple[Floats, Floats]:
+    """Return what each group of cells looks like, eq. (12), and how many counts it holds.
+
+    Parameters
+    ----------
+    counts, groups
+        As in :func:`metacell_sums`; no group is empty.
+    summary
+        "sum": p = sum of counts / L, which adds up to 1. "mean_log": p = expm1(mean_i phi(x_i)) / scale, so that
+        log1p(scale p) is the mean of what the cells look like; it adds up to at most 1 (Jensen), and the missing mass
+        is kept.
+    scale
+        s, see :func:`target_sum`.
+
+    Returns
+    -------
+    p ``(M, G)`` and L ``(M,)``, the total count of each group.
+
+    Raises
+    ------
+    SetupError
+        If ``summary`` is unknown.
+    """
+    if summary not in ("mean_log", "sum"):
+        raise SetupError(f"The profile is {summary!r}. {nearest(summary, ('mean_log', 'sum'))}")
+    sums = metacell_sums(counts, groups)
+    total = library_totals(sums)
+    if summary == "sum":
+        return np.asarray(sums.toarray() / total[:, None]), total
+    return np.asarray(np.expm1(metacell_log_means(counts, groups, scale=scale).toarray()) / scale), total
+
+
+def round_profiles(expected: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Round expected counts to integers so that every row keeps its total, eq. (14).
+
+    Parameters
+    ----------
+    expected
+        ``(M, G)`` expected counts, >= 0.
+
+    Returns
+    -------
+    ``(M, G)`` integers less than 1 away from the expectation; a row adds up to the rounded sum of its expectations.
+    The largest remainders are rounded up, ties at the first gene.
+    """
+    values = np.asarray(expected, dtype=np.float64)
+    # 1e-9: a sum that was divided by its total and multiplied again is an integer up to rounding
+    out = np.floor(values + 1e-9)
+    missing = np.rint(values.sum(axis=1)) - out.sum(axis=1)
+    order = np.argsort(-np.round(values - out, 9), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1)
+    return np.asarray(out + (rank < missing[:, None]), dtype=np.int32)
+
+
 def principal_components(phi: Any, *, n_components: int = N_COMPONENTS, seed: int) -> Floats:
     """Return the coordinates of cells on the leading principal components.
 
@@ -196,6 +256,30 @@ def class_groups(
             groups[rows] = first + _k_means(table[rows], int(c), seed)
         first += int(c)
     return groups
+
+
+def metacell_groups(
+    counts: Any, codes: npt.ArrayLike, n_groups: npt.ArrayLike, *, scale: float, streams: Streams
+) -> Codes:
+    """Split the cells of every class into groups by k-means on 50 principal components of their log view.
+
+    Parameters
+    ----------
+    counts
+        ``(n, G)`` counts without empty cells; all of them enter the components.
+    codes, n_groups
+        As in :func:`class_groups`.
+    scale
+        s, see :func:`target_sum`.
+    streams
+        "init" gives the starts; the same seed gives the same groups.
+
+    Returns
+    -------
+    ``(n,)`` group of each cell, as :func:`class_groups`.
+    """
+    points = principal_components(log_normalize(counts, scale=scale), seed=streams.integer("init"))
+    return class_groups(points, codes, n_groups, generator=streams.numpy("init", 0))
 
 
 def _k_means(points: npt.NDArray[Any], c: int, seed: int) -> npt.NDArray[np.int64]:

@@ -17,10 +17,10 @@ from cellsmith.data.splits import scipy_counts
 from cellsmith.math import edm
 from cellsmith.math.likelihood import nb_log_prob_softmax, zinb_log_prob
 from cellsmith.model.scld import equations as eq
-from cellsmith.nn.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense
+from cellsmith.nn.autoencoder import CountAutoencoder, Decoded, ForeignAutoencoder, dense, row_totals
 from cellsmith.nn.denoiser import Denoiser, NoisyClassifier
 
-__all__ = ["SCLDModule", "log_totals", "row_totals"]
+__all__ = ["SCLDModule", "log_totals"]
 
 
 class SCLDModule(BaseModuleClass):
@@ -318,13 +318,6 @@ class SCLDModule(BaseModuleClass):
         reconstruction = -generative_outputs["px"].log_prob(x).sum(dim=-1)
         kl = eq.gaussian_kl(qz.loc, 2.0 * qz.scale.log())
         return LossOutput(loss=(reconstruction + kl).mean(), reconstruction_loss=reconstruction, kl_local=kl)
-
-
-def row_totals(x: Tensor) -> Tensor:
-    """Return the totals (n,) of dense or CSR counts (n, G)."""
-    if x.layout is torch.strided:
-        return x.sum(dim=1)
-    return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices())
 
 
 def log_totals(tensors: Mapping[str, Tensor]) -> Tensor:

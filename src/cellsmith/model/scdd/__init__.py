@@ -1,0 +1,1 @@
+"""SCDD: distillation of a labelled data set into a few profiles a class."""

@@ -1,0 +1,68 @@
+"""Selection on held-out training cells: who is held out, how readers are scored, and when step 0 stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from cellsmith.model.scdd.equations import best_iterate
+from cellsmith.model.scdd.judging import HeldOut, hold_out
+
+
+def test_small_classes_give_no_cell_away() -> None:
+    labels = np.repeat([0, 1, 2], [40, 5, 4])
+    held = hold_out(labels, fraction=0.15, generator=np.random.default_rng(0))
+    assert [int(held[labels == k].sum()) for k in range(3)] == [6, 1, 0]
+
+
+def test_first_iterate_stays_unless_another_is_clearly_better() -> None:
+    labels = np.repeat([0, 1], [30, 10])
+    noise = np.random.default_rng(0).normal(size=40)
+    base = np.full(40, 1.0)
+    assert best_iterate(np.stack([base, base - 0.01 + noise - noise.mean()]), labels).position == 0
+    chosen = best_iterate(np.stack([base, base - 0.5, base - 0.5]), labels)
+    assert chosen.position == 1  # ties go to the earliest
+    assert chosen.gain == pytest.approx(0.5)
+    assert best_iterate(np.stack([base, base + 0.1]), labels).position == 0
+
+
+def test_every_class_counts_the_same() -> None:
+    labels = np.repeat([0, 1], [30, 2])
+    worse_for_the_rare = np.where(labels == 0, 0.9, 1.5)
+    assert best_iterate(np.stack([np.ones(32), worse_for_the_rare]), labels).position == 0
+
+
+def test_standard_error_is_that_of_a_stratified_mean() -> None:
+    labels = np.repeat([0, 1], [30, 10])
+    gains = np.random.default_rng(0).normal(1.0, 0.2, 40)
+    got = best_iterate(np.stack([np.zeros(40), -gains]), labels)
+    parts = [gains[labels == k] for k in (0, 1)]
+    assert got.gain == pytest.approx(np.mean([p.mean() for p in parts]))
+    assert got.standard_error == pytest.approx(np.sqrt(sum(p.var(ddof=1) / len(p) for p in parts)) / 2)
+
+
+def cells(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(n) % 3)
+    return np.eye(3, 8)[labels] * 2 + generator.normal(0, 0.5, (n, 8)), labels
+
+
+def test_readers_are_those_of_scikit_learn_and_good_profiles_score_better() -> None:
+    phi, labels = cells(0)
+    profiles, own = np.eye(3, 8) * 2, np.arange(3)
+    judge = HeldOut(phi, labels, own)
+    reader = LogisticRegression(C=1.0, max_iter=200).fit(profiles, own)
+    assert judge._linear(profiles).mean() == pytest.approx(log_loss(labels, reader.predict_proba(phi)))
+    good = judge.judge(0, profiles)
+    bad = judge.judge(25, np.random.default_rng(1).normal(size=(3, 8)))
+    assert good < bad
+    assert judge.choose().position == 0
+    assert judge.curve()["step"].tolist() == [0, 25]
+
+
+def test_class_without_profile_costs_and_does_not_fail() -> None:
+    phi, labels = cells(0)
+    judge = HeldOut(phi, labels, np.array([0, 1]))
+    assert judge.judge(0, (np.eye(3, 8) * 2)[:2]) > 5
