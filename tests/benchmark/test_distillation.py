@@ -204,7 +204,7 @@ def test_ready_made_sets_are_scored_and_unknown_labels_are_errors(part) -> None:
         cs.benchmark.score_distilled(train, test, {"full": small}, labels_key="kind")
 
 
-@pytest.mark.parametrize("name", [n for n in peers.SHOWN if not n.startswith("geosketch")])
+@pytest.mark.parametrize("name", [n for n in peers.SHOWN if not n.startswith(("geosketch", "scdd"))])
 def test_every_peer_answers_with_rows_that_can_be_scored(part, name) -> None:
     made = peers.built_in("kind")[name](part.reading.train, 2, 0)
     assert made.n_obs == {"full": 56, "pseudobulk": 3}.get(name, 6)
@@ -217,6 +217,29 @@ def test_every_peer_answers_with_rows_that_can_be_scored(part, name) -> None:
         )
     found = scoring.readings(made, part.reading, metrics="all")
     assert np.isfinite([found["coverage"], found["hausdorff"], found["membership_auc"]]).all()
+
+
+def test_scdd_is_trained_once_a_cut_and_starts_at_the_metacells(part, monkeypatch) -> None:
+    from cellsmith.model import SCDD
+
+    plain, trained = SCDD.train, []
+
+    def short(self, max_epochs=None, **options):
+        trained.append(self)
+        return plain(self, max_epochs=1, **options)
+
+    monkeypatch.setattr(SCDD, "train", short)
+    train = part.reading.train
+    before = train.copy()
+    methods = peers.built_in("kind")
+    for n in (1, 3):
+        start = methods["scdd_step_0"](train, n, 0)
+        theirs = methods["metacell_mean_log"](train, n, 0)
+        np.testing.assert_allclose(start.layers["scdd_log"], theirs.layers["sketch_log"], atol=1e-6)
+        assert scoring.score(start, part.reading, models=("lr",)) == scoring.score(theirs, part.reading, models=("lr",))
+    assert len(trained) == 1
+    assert list(train.obs) == list(before.obs)
+    assert set(train.uns) == set(before.uns)
 
 
 def test_geosketch_is_left_out_with_a_word_where_it_is_not_installed(monkeypatch) -> None:

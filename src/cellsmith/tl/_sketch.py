@@ -17,7 +17,7 @@ from cellsmith._errors import MissingExtraError, SetupError, nearest
 from cellsmith._rng import Streams, isolated, resolve_seed
 from cellsmith.data.fields import check_counts, check_covariates
 from cellsmith.math import matching
-from cellsmith.math.counts import largest_remainder, library_totals
+from cellsmith.math.counts import library_totals
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -162,7 +162,9 @@ def sketch(
         ),
     }
     if method == "metacell":
-        return _metacells(adata, strata, points, params=params, key=key_added, uns=uns, generator=streams.numpy("init"))
+        return _metacells(
+            adata, strata, points, params=params, key=key_added, uns=uns, generator=streams.numpy("init", 0)
+        )
     indices = np.sort(np.concatenate([_pick(method, points, strata, k, streams) for k in range(len(strata.wanted))]))
     chosen = adata[indices].to_memory() if adata.isbacked else adata[indices].copy()
     _record.forget_registration(chosen)
@@ -311,15 +313,13 @@ def _metacells(
     source = adata.X if layer is None else adata.layers[layer]
     groups = matching.class_groups(points, strata.codes, strata.rows, generator=generator)
     summed = matching.metacell_sums(source, groups)
-    library = library_totals(summed)
-    layers: dict[str, Any] = {}
-    counts = summed
+    counts, layers = summed, {}
     if params["summary"] == "mean_log":
         scale = matching.target_sum(adata.n_vars)
-        logs = matching.metacell_log_means(source, groups, scale=scale)
-        expected = sp.diags(library / scale) @ logs.expm1()
-        counts = _rounded(expected)
-        layers = {"{k}_log": logs.astype(np.float32), "{k}_expected": sp.csr_matrix(expected, dtype=np.float32)}
+        shares, total = matching.group_profiles(source, groups, summary="mean_log", scale=scale)
+        expected = shares * total[:, None]
+        counts = matching.round_profiles(expected)
+        layers = {"{k}_log": np.log1p(scale * shares).astype(np.float32), "{k}_expected": expected.astype(np.float32)}
     counts = sp.csr_matrix(counts, dtype=np.int32)
     stratum = np.repeat(np.arange(len(strata.rows)), strata.rows)
     names = pd.Index([f"{key}_{i}" for i in range(len(stratum))])
@@ -331,18 +331,12 @@ def _metacells(
     columns = {
         "{k}_weight": (strata.sizes / strata.rows)[stratum],
         "{k}_n_source_cells": np.bincount(groups[groups >= 0], minlength=len(stratum)).astype(np.int32),
-        "{k}_library": library,
+        "{k}_library": library_totals(summed),
         "is_synthetic": np.ones(len(stratum), dtype=bool),
     }
     result = _record.Result(method="sketch", obs=columns, layers=layers, uns={**uns, "assignment": groups})
     _record.write(out, key, result)
     return out
-
-
-def _rounded(expected: Any) -> sp.csr_matrix:
-    """Round rows (M, G) to integers whose sum is the rounded sum of the row; ties go to the lower gene."""
-    dense = expected.toarray()
-    return sp.csr_matrix(np.stack([largest_remainder(row, int(np.rint(row.sum()))) for row in dense]))
 
 
 def _table(strata: Strata) -> dict[str, Any]:

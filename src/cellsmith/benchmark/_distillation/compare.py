@@ -165,7 +165,8 @@ def distillation(
         Column of ``.obs`` that methods may read, too.
     methods
         Built-in methods: "full" (all training cells), "random", "herding", "kcenter", "kernel_herding", "geosketch",
-        "metacell", "metacell_mean_log"; further "random_global", "geosketch_global" (without labels), "pseudobulk",
+        "metacell", "metacell_mean_log", "scdd" (minutes of training a cut); further "scdd_step_0" (its start),
+        "scdd_codes_only", "scdd_paper", "random_global", "geosketch_global" (without labels), "pseudobulk",
         "metacell_thin" (at the depth of one cell), "lowest_loss", "forest_value".
     candidates
         Your own: name -> function ``(train, n_per_class, rng) -> AnnData`` with the genes and labels of ``train``,

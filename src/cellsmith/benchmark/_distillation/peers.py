@@ -14,6 +14,7 @@ from scipy import sparse
 from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith._rng import Streams
 from cellsmith.benchmark._distillation.cases import REP
+from cellsmith.benchmark._distillation.ours import OURS, our_methods
 from cellsmith.math.counts import binomial_thin, library_totals
 from cellsmith.math.matching import log_normalize, target_sum
 from cellsmith.tl import sketch
@@ -23,7 +24,8 @@ __all__ = ["DEFAULT_PEERS", "EXTRA_PEERS", "FULL", "SHOWN", "Candidate", "built_
 Candidate = Callable[[ad.AnnData, int, int], ad.AnnData]
 
 FULL = "full"
-DEFAULT_PEERS = (FULL, "random", "herding", "kcenter", "kernel_herding", "geosketch", "metacell", "metacell_mean_log")
+SELECTIONS = ("random", "herding", "kcenter", "kernel_herding", "geosketch")
+DEFAULT_PEERS = (FULL, *SELECTIONS, "metacell", "metacell_mean_log", "scdd")
 EXTRA_PEERS = (
     "random_global",
     "geosketch_global",
@@ -32,7 +34,7 @@ EXTRA_PEERS = (
     "lowest_loss",
     "forest_value",
 )
-SHOWN = (*DEFAULT_PEERS, *EXTRA_PEERS)
+SHOWN = (*DEFAULT_PEERS, *(name for name in OURS if name not in DEFAULT_PEERS), *EXTRA_PEERS)
 
 
 def full(train: ad.AnnData, n_per_class: int, rng: int) -> ad.AnnData:
@@ -113,11 +115,12 @@ def _highest(train: ad.AnnData, value: np.ndarray, labels: np.ndarray, n: int) -
 
 def built_in(labels_key: str) -> dict[str, Candidate]:
     """Return every built-in method by name, in the order of the tables."""
-    of_class = {m: partial(by_sketch, labels_key=labels_key, method=m) for m in DEFAULT_PEERS[1:7]}
+    of_class = {m: partial(by_sketch, labels_key=labels_key, method=m) for m in (*SELECTIONS, "metacell")}
     made = {
         FULL: full,
         **of_class,
         "metacell_mean_log": partial(by_sketch, labels_key=labels_key, method="metacell", summary="mean_log"),
+        **our_methods(labels_key),
         "random_global": partial(without_labels, labels_key=labels_key, method="random"),
         "geosketch_global": partial(without_labels, labels_key=labels_key, method="geosketch"),
         "pseudobulk": partial(pseudobulk, labels_key=labels_key),

@@ -9,7 +9,7 @@ import numpy as np
 
 from cellsmith.benchmark._annotation.bars import mark
 from cellsmith.benchmark._annotation.results import number, points
-from cellsmith.benchmark._distillation.bars import BARS, METACELLS, OURS
+from cellsmith.benchmark._distillation.bars import BARS, METACELLS, SCDD
 from cellsmith.benchmark._distillation.cases import FILES
 from cellsmith.benchmark._distillation.compare import COLUMNS
 from cellsmith.benchmark._distillation.peers import FULL
@@ -51,9 +51,9 @@ def _bars(results: Results) -> str:
 
 def _places(results: Results, file: str) -> list[tuple[str, int]]:
     """Return (method, budget) of a file in the order of the tables: all cells first, then budget by budget."""
-    methods = results.methods(file)
-    first = [(FULL, 0)] if FULL in methods else []
-    return first + [(m, b) for b in results.budgets(file) for m in methods if m != FULL]
+    rows = results.rows[results.rows["file"] == file]
+    ran = set(zip(rows["method"], rows["budget"], strict=True))
+    return [(m, b) for b in (0, *results.budgets(file)) for m in results.methods(file) if (m, b) in ran]
 
 
 def _runs(results: Results, file: str) -> str:
@@ -103,7 +103,7 @@ def _absent(results: Results) -> str:
     """List what the protocol asks for and the table does not have."""
     lines = []
     have = set(results.methods())
-    if OURS not in have:
+    if SCDD not in have:
         lines.append("* scDD itself: no row of this table is of it")
     for file in FILES:
         runs = len(results.values(file, METACELLS[1], budget=1))
