@@ -195,15 +195,18 @@ def test_planted_genes_rise_in_the_treated_cells_alone(cells):
 
 
 class _Oracle:
-    """Stands for a model: it knows the fold change of each type, or answers with noise."""
+    """Stands for a model: it raises each type by its fold changes, or by noise."""
 
     def __init__(self, logfc):
         self.logfc = logfc
 
-    def perturb_topics(self, adata, *, indices, topics, op, **options):
-        kind = adata.obs["cell_type"].iloc[indices[0]]
-        answer = self.logfc[kind] if topics == "right" else np.random.default_rng(len(kind)).normal(size=60)
-        return type("Answer", (), {"logfc": pd.DataFrame([answer])})
+    def perturb_topics(self, adata, *, indices, topics, op, strength):
+        kinds = adata.obs["cell_type"].iloc[indices]
+        noise = np.random.default_rng(1).normal(size=adata.n_vars)
+        rise = np.stack([self.logfc[k] if topics == "right" else noise for k in kinds])
+        before = np.full(rise.shape, 1000.0)
+        edited = ad.AnnData((1 + before) * 2.0 ** (strength * rise) - 1)
+        return type("Answer", (), {"to_adata": lambda _: edited})()
 
 
 def test_scores_of_a_prediction_know_truth_from_noise(cells):

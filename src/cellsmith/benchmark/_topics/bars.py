@@ -55,8 +55,9 @@ def over_files(results: Tables, ours: str, theirs: str, metric: tuple[str, str],
 
 def chosen_space(results: Tables) -> str:
     """Return the space with the better Leiden ARI on the tuning files: one choice for all files."""
-    means = {s: np.mean([results.mean(task_of(), DEFAULT, f"leiden_ari_{s}", file=f) for f in TUNING]) for s in SPACES}
-    return "theta" if not np.isfinite(list(means.values())).all() else max(means, key=lambda s: means[s])
+    found = {s: [results.mean(task_of(), DEFAULT, f"leiden_ari_{s}", file=f) for f in TUNING] for s in SPACES}
+    means = {s: float(np.mean([v for v in values if np.isfinite(v)] or [0.0])) for s, values in found.items()}
+    return max(means, key=lambda s: means[s])
 
 
 SPACES = ("theta", "mu")

@@ -23,7 +23,7 @@ TUNING = (BUNDLED, "pbmc4k_10x")
 """Defaults may be chosen on these; the others only report."""
 NAMED = (BUNDLED, "kang_ifnb", "pbmc_facs")
 """Files whose genes carry symbols."""
-MAX_GENES = 2_000
+MAX_GENES, MIN_CELLS = 2_000, 10
 PLACES = ("cell_type", "condition", "batch")
 
 
@@ -75,13 +75,17 @@ def log_expression(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def variable_genes(log: sparse.csr_matrix, n: int = MAX_GENES) -> npt.NDArray[np.intp]:
-    """Return the columns of the `n` most variable genes (scanpy's `flavor="seurat"`) in their old order; no label."""
+    """Return the columns of the `n` most variable genes (scanpy's `flavor="seurat"`) in their old order; no label.
+
+    Genes in fewer than ten cells are left out first: no split of the cells then lacks a gene.
+    """
     import scanpy as sc
 
     if log.shape[1] <= n:
         return np.arange(log.shape[1])
-    found = sc.pp.highly_variable_genes(AnnData(log), n_top_genes=n, flavor="seurat", inplace=False)
-    return np.flatnonzero(found["highly_variable"].to_numpy())
+    seen = np.flatnonzero(np.asarray((log > 0).sum(axis=0)).ravel() >= MIN_CELLS)
+    found = sc.pp.highly_variable_genes(AnnData(log[:, seen]), n_top_genes=n, flavor="seurat", inplace=False)
+    return seen[found["highly_variable"].to_numpy()]
 
 
 def prepare(

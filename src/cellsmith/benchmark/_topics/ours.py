@@ -52,7 +52,8 @@ ABLATIONS: dict[str, Variant] = {
     **{f"SCE2TM, ecr_weight {w}": _model(ecr_weight=float(w)) for w in (0, 20, 50, 200)},
     **{f"SCE2TM, topic_gene_temperature {t}": _model(topic_gene_temperature=t) for t in (0.1, 0.4)},
     **{f"SCE2TM, prior_concentration {a}": _model(prior_concentration=a) for a in (0.1, 0.3)},
-    "SCE2TM, Adam": Variant(train={"plan_kwargs": {"optimizer": "Adam"}}),
+    "SCE2TM, Adam": Variant(train={"plan_kwargs": {"optimizer": "adam"}}),
+    "SCE2TM, gradients clipped at 5": Variant(train={"plan_kwargs": {"clip": 5.0}}),
     **{f"SCE2TM, {n} epochs": Variant(train={"max_epochs": {"topics": n}}) for n in (60, 200)},
 }
 """One change each."""
@@ -94,7 +95,9 @@ def fit_model(cells: AnnData, n_topics: int, seed: int, *, variant: Variant | No
 def as_fit(model: Any) -> Fit:
     """Return what the scoring reads of a trained model."""
     spaces = {kind: np.asarray(model.get_latent_representation(kind=kind), np.float32) for kind in ("theta", "mu")}
-    return Fit(spaces, {"": model.get_feature_by_topic().to_numpy(dtype=np.float32)})
+    # a gene without a count in the training cells is not modelled
+    loadings = model.get_feature_by_topic().reindex(model.adata.var_names).fillna(0.0)
+    return Fit(spaces, {"": loadings.to_numpy(dtype=np.float32)})
 
 
 def method(variant: Variant) -> Method:
