@@ -75,9 +75,7 @@ def described(results: Tables) -> str:
     for metric, words in METRICS.items():
         gap = found.gaps[metric]
         lines.append(f"{words} {gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f});")
-    lines.append(
-        f"{MAIN:,} cells: {number(found.seconds)} CPU seconds (bar {MOST_SECONDS:.0f}), peak {found.peak:.1f} x"
-    )
+    lines.append(f"{MAIN:,} cells: {number(found.seconds)} CPU seconds (bar {MOST_SECONDS:.0f}), peak")
     lines.append(f"{found.peak:.1f} x CSR (bar {MOST_CSR:.0f}). By the rule in the notes it")
     lines.append("becomes the default." if found.accepted else "stays an option.")
     return " ".join(lines)
