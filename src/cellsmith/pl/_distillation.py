@@ -91,8 +91,10 @@ def distillation(
     name = WORDS.get(metric, metric.replace("_", " "))
     of = "mean of three classifiers" if model == "mean" else model
     cuts = wide.shape[1]
+    cuts = wide.shape[1]
     axes[0].set_title(f"{name}, {of}, {cuts} {'cut' if cuts == 1 else 'cuts'}", loc="left", fontsize=10.5)
-    axes[1].set_title(f"minus {baseline}, paired, 95 % interval", loc="left", fontsize=10.5)
+    words = ", paired, 95 % interval" if cuts > 1 else ""
+    axes[1].set_title(f"minus {baseline}{words}", loc="left", fontsize=10.5)
     axes[0].set_ylabel(name)
     style.tidy(axes, grid="y")
     if ax is None:
