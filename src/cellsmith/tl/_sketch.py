@@ -239,7 +239,7 @@ def _wanted(given: Any, groups: list[Any], sizes: Any, *, named: bool) -> npt.ND
     if isinstance(given, Real) and not isinstance(given, Integral):
         if not 0 < float(given) < 1:
             raise SetupError(f"n_per_group={given!r}; expected an integer from 1 on, or a fraction between 0 and 1.")
-        return np.maximum(1, np.rint(float(given) * sizes)).astype(np.int64)
+        return np.asarray(np.maximum(1, np.rint(float(given) * sizes)), dtype=np.int64)
     return np.full(len(groups), _number(given), dtype=np.int64)
 
 
