@@ -76,8 +76,9 @@ def sketch(
 ) -> AnnData:
     """Reduce a data set to a few rows a group: real cells, or metacells.
 
-    For teaching a classifier, metacells beat every choice of as many real cells that we tried, because they are deep;
-    see the guide of distillation. Nothing private is hidden: a metacell of one cell is that cell.
+    Metacells of ``"mean_log"`` taught linear models, networks and nearest neighbours more than any choice of as many
+    real cells that we tried, and random forests less; see the guide of distillation. Nothing private is hidden: a
+    metacell of one cell is that cell.
 
     Parameters
     ----------
