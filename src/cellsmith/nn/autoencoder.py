@@ -115,7 +115,17 @@ class CountAutoencoder(nn.Module):
         self.log_theta = nn.Parameter(torch.zeros(n_groups, n_input))
 
     def encode(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return posterior mean and log variance (n, d)."""
+        """Return the posterior of cells.
+
+        Parameters
+        ----------
+        tensors
+            Counts (n, G), dense or CSR, and batch (n, 1), by registry key; or the representation (n, d).
+
+        Returns
+        -------
+        Mean and log variance (n, d).
+        """
         if self.use_rep:
             mean = (tensors[REP_KEY].float() - self.rep_centre) / self.rep_scale
             return mean, torch.full_like(mean, 2.0).mul_(torch.tensor(REP_JITTER).log().to(mean))
@@ -145,13 +155,27 @@ class CountAutoencoder(nn.Module):
         return torch.cat([values, nn.functional.one_hot(batch.reshape(-1), self.n_batch_columns).to(values)], dim=-1)
 
     def decode(self, z: Tensor, covariates: Mapping[str, Tensor]) -> Decoded:
-        """Return the parameters of the counts of latents z (n, d) under their batch (n,) and label (n,)."""
+        """Return the parameters of counts.
+
+        Parameters
+        ----------
+        z
+            Latents (n, d).
+        covariates
+            Batch and label (n,) or (n, 1), by registry key.
+        """
         batch, labels = covariates[REGISTRY_KEYS.BATCH_KEY], covariates[REGISTRY_KEYS.LABELS_KEY]
         logits, dropout_logits = self.decoder_head(self.decoder(self._append_batch(z, batch)))
         return Decoded(logits, self.theta(batch, labels), dropout_logits)
 
     def theta(self, batch: Tensor, labels: Tensor) -> Tensor:
-        """Return the inverse dispersion: (G,), or (n, G) where it depends on batch or label."""
+        """Return the inverse dispersion: (G,), or (n, G) where it depends on batch or label.
+
+        Parameters
+        ----------
+        batch, labels
+            Codes (n,) or (n, 1); the label one past the last is "unknown".
+        """
         if self.dispersion == "gene":
             return self.log_theta[0].exp()
         if self.dispersion == "gene-batch":
@@ -184,7 +208,17 @@ class ForeignAutoencoder(nn.Module):
         return super().train(False)
 
     def encode(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return posterior mean and log variance (n, d) of the source, or those that a minified object has kept."""
+        """Return the posterior of the source, or the one that a minified object has kept.
+
+        Parameters
+        ----------
+        tensors
+            What the source reads, by registry key.
+
+        Returns
+        -------
+        Mean and log variance (n, d).
+        """
         if (mean := tensors.get(REGISTRY_KEYS.LATENT_QZM_KEY)) is not None:
             return mean.float(), tensors[REGISTRY_KEYS.LATENT_QZV_KEY].float().log()
         given = {**tensors, REGISTRY_KEYS.X_KEY: dense(tensors[REGISTRY_KEYS.X_KEY])}
@@ -193,7 +227,13 @@ class ForeignAutoencoder(nn.Module):
         return qz.loc, 2.0 * qz.scale.log()
 
     def log_library(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the log library (n,) that the source itself would use: observed, or encoded."""
+        """Return the log library (n,) that the source itself would use: observed, or encoded.
+
+        Parameters
+        ----------
+        tensors
+            What the source reads, by registry key.
+        """
         if (total := tensors.get(REGISTRY_KEYS.OBSERVED_LIB_SIZE)) is not None:
             return total.reshape(-1).float().log()
         given = {**tensors, REGISTRY_KEYS.X_KEY: dense(tensors[REGISTRY_KEYS.X_KEY])}
@@ -203,7 +243,15 @@ class ForeignAutoencoder(nn.Module):
         return (out["library"] if ql is None else ql.loc).reshape(-1)
 
     def decode(self, z: Tensor, covariates: Mapping[str, Tensor]) -> Decoded:
-        """Return the parameters of the counts; the source multiplies its shares, or rates, by a library of 1."""
+        """Return the parameters of the counts; the source multiplies its shares, or rates, by a library of 1.
+
+        Parameters
+        ----------
+        z
+            Latents (n, d).
+        covariates
+            Batch, label and further covariates, by registry key.
+        """
         n = z.shape[0]
         one = torch.zeros(n, 1, device=z.device)
         labels = covariates[REGISTRY_KEYS.LABELS_KEY].reshape(n, 1)

@@ -46,7 +46,7 @@ def check_library(library_size: Any, n_profiles: int) -> None:
         )
 
 
-def libraries(plan: Plan, cells: Cells, groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def libraries(plan: Plan, cells: Cells, *, groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the depth L of each profile (M,), counts.
 
     Parameters
@@ -205,7 +205,7 @@ def assemble(
     n_source = np.bincount(made.groups[made.groups >= 0], minlength=n)
     sizes = np.bincount(cells.labels, minlength=len(model.classes))
     per_class = np.bincount(made.labels, minlength=len(model.classes))
-    out = new_object(model, x, made.labels, made.batch if plan.within_batch else None, prefix=key)
+    out = new_object(model, x, labels=made.labels, batch=made.batch if plan.within_batch else None, prefix=key)
     # n_k / c_k; where profiles stand for one batch each, what their cells are of the class would differ by batch.
     weight = sizes[made.labels] / per_class[made.labels]
     nearest = _nearest_cells(model, made, cells)
@@ -256,7 +256,7 @@ def _nearest_cells(model: Any, made: Delivered, cells: Cells) -> np.ndarray:
 
 
 def new_object(
-    model: Any, x: sparse.csr_matrix, labels: np.ndarray, batch: np.ndarray | None, *, prefix: str
+    model: Any, x: sparse.csr_matrix, *, labels: np.ndarray, batch: np.ndarray | None, prefix: str
 ) -> AnnData:
     """Return an AnnData of counts with the genes, labels and batches of training, and their colours.
 

@@ -282,7 +282,7 @@ class DistillMixin:
         n_batch = int(cells.batch.max()) + 1 if iterate.plan.within_batch else 1
         strata = cells.labels * n_batch + (cells.batch if n_batch > 1 else 0)
         of = iterate.start.labels * n_batch + (iterate.start.batch if n_batch > 1 else 0)
-        return assign_nearest(cells.mean, strata, iterate.estimate().numpy(), of)
+        return assign_nearest(cells.mean, strata, iterate.estimate().numpy(), of=of)
 
     @torch.no_grad()
     def _finish(
@@ -300,7 +300,7 @@ class DistillMixin:
         delivery.check_library(plan.library_size, len(hard))
         return delivery.Delivered(
             rho=rho,
-            library=delivery.libraries(plan, cells, groups, start.labels),
+            library=delivery.libraries(plan, cells, groups=groups, labels=start.labels),
             labels=start.labels,
             batch=start.batch,
             latent=self.module.restore(iterate.estimate()).numpy(),

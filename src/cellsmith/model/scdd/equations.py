@@ -231,19 +231,21 @@ def best_iterate(losses: np.ndarray, labels: np.ndarray) -> Choice:
     Parameters
     ----------
     losses
-        Loss of every held-out cell under every iterate (T, n), nats; row 0 is step 0.
+        Loss of every held-out cell under every iterate and reader (T, R, n), nats; row 0 is step 0.
     labels
         Class of the held-out cells (n,).
 
     Returns
     -------
-    The iterate of the smallest balanced loss (mean of class means; ties go to the earliest) if its paired gain over
-    row 0 exceeds one standard error, else row 0.
+    Of the iterates under which no reader loses to row 0, the one of the smallest balanced loss (mean of class means,
+    then of readers; ties go to the earliest), if its paired gain over row 0 exceeds one standard error; else row 0.
     """
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1.0 / (len(classes) * sizes[codes])
-    best = int(np.argmin(np.round(losses @ weight, 12)))
-    gains = losses[0] - losses[best]
+    balanced = np.round(losses @ weight, 12)
+    harmless = (balanced <= balanced[0]).all(axis=1)
+    best = int(np.argmin(np.where(harmless, balanced.mean(axis=1), np.inf)))
+    gains = (losses[0] - losses[best]).mean(axis=0)
     gain = float(gains @ weight)
     centred = gains - np.bincount(codes, weights=gains)[codes] / sizes[codes]
     # A class of one held-out cell shows no spread of its own; it takes the pooled one.

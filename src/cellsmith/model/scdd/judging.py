@@ -13,7 +13,9 @@ __all__ = ["HeldOut", "hold_out"]
 # Classes with fewer cells give none away.
 LEAST_CELLS = 5
 LR_STEPS = 200
-# Temperatures of the nearest-centroid reader that are compared at step 0, in units of the mean squared distance.
+READERS = ("linear", "centroid", "neighbour")
+TINY = 1e-13
+# Temperatures of the readers by distance that are compared at step 0, in units of the mean squared distance.
 TEMPERATURES = np.logspace(-3, 1, 25)
 
 
@@ -42,7 +44,9 @@ def hold_out(labels: np.ndarray, *, fraction: float, generator: np.random.Genera
 
 
 class HeldOut:
-    """Log-loss of held-out cells under readers fitted to profiles: logistic regression and nearest centroid.
+    """Log-loss of held-out cells under three readers of profiles: logistic regression, nearest centroid and neighbour.
+
+    The neighbour is there because the other two cannot see profiles of a class drift apart, which ruins it.
 
     Parameters
     ----------
@@ -56,16 +60,15 @@ class HeldOut:
 
     def __init__(self, phi: np.ndarray, labels: np.ndarray, profile_labels: np.ndarray) -> None:
         self._phi, self.labels, self._profile_labels = phi, labels, profile_labels
-        self._temperature: float | None = None
+        self._temperatures: dict[str, float] = {}
         self.losses: list[np.ndarray] = []
         self.steps: list[int] = []
 
     def judge(self, step: int, phi: np.ndarray) -> float:
         """Score the profiles (M, G, log views) of a step; return their balanced log-loss, nats."""
-        both = 0.5 * (self._linear(phi) + self._centroid(phi))
-        self.losses.append(both)
+        self.losses.append(np.stack([self._linear(phi), self._centroid(phi), self._neighbour(phi)]))
         self.steps.append(step)
-        return float(self._balanced(both))
+        return self._balanced(self.losses[-1].mean(axis=0))
 
     def choose(self) -> eq.Choice:
         """Return the iterate to keep (section "selection" of the equations)."""
@@ -73,7 +76,8 @@ class HeldOut:
 
     def curve(self) -> dict[str, Any]:
         """Return the steps and their balanced log-loss, nats."""
-        return {"step": np.array(self.steps), "loss": np.array([self._balanced(x) for x in self.losses])}
+        curves = np.array([[self._balanced(reader) for reader in x] for x in self.losses]).T
+        return {"step": np.array(self.steps), "loss": curves.mean(axis=0), **dict(zip(READERS, curves, strict=True))}
 
     def _balanced(self, losses: np.ndarray) -> float:
         sizes = np.bincount(self.labels)
@@ -95,17 +99,29 @@ class HeldOut:
         return self._own(reader.predict_log_proba(self._phi), reader.classes_)
 
     def _centroid(self, phi: np.ndarray) -> np.ndarray:
-        from scipy.spatial.distance import cdist
-
         classes = np.unique(self._profile_labels)
         centroids = np.stack([phi[self._profile_labels == k].mean(axis=0) for k in classes])
-        squared = cdist(self._phi, centroids, "sqeuclidean")
-        if self._temperature is None:
+        return self._by_distance("centroid", centroids, classes)
+
+    def _neighbour(self, phi: np.ndarray) -> np.ndarray:
+        return self._by_distance("neighbour", phi, self._profile_labels)
+
+    def _by_distance(self, reader: str, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the loss of a softmax over minus the squared distances to places, added up within classes."""
+        from scipy.spatial.distance import cdist
+
+        squared = cdist(self._phi, places, "sqeuclidean")
+        classes, codes = np.unique(labels, return_inverse=True)
+
+        def loss(temperature: float) -> np.ndarray:
+            shares = np.exp(_log_softmax(-squared / temperature)) @ np.eye(len(classes))[codes]
+            return self._own(np.log(np.maximum(shares, TINY)), classes)
+
+        if reader not in self._temperatures:
             # Set once, at step 0: later iterates are read in the way that suits the first.
             scales = TEMPERATURES * squared.mean()
-            losses = [self._balanced(self._own(_log_softmax(-squared / t), classes)) for t in scales]
-            self._temperature = float(scales[int(np.argmin(losses))])
-        return self._own(_log_softmax(-squared / self._temperature), classes)
+            self._temperatures[reader] = float(scales[int(np.argmin([self._balanced(loss(t)) for t in scales]))])
+        return loss(self._temperatures[reader])
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

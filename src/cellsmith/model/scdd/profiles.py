@@ -111,7 +111,7 @@ def step_zero(module: Any, cells: Cells, *, n_groups: np.ndarray, plan: Plan, st
     else:
         chosen = _chosen_cells(strata, wanted, streams.numpy("init", 1))
         target = cells.mean[chosen]
-        groups = assign_nearest(cells.mean, strata, target, np.repeat(np.arange(len(wanted)), wanted))
+        groups = assign_nearest(cells.mean, strata, target, of=np.repeat(np.arange(len(wanted)), wanted))
     # A cell that lies on another one's place can lose all its cells to it; it still stands for itself.
     groups = _fill_empty(groups, len(labels))
     batch = _majority(groups, cells.batch, len(labels))
@@ -205,7 +205,7 @@ def _chosen_cells(strata: np.ndarray, wanted: np.ndarray, generator: np.random.G
     return np.concatenate(rows)
 
 
-def assign_nearest(points: np.ndarray, strata: np.ndarray, centres: np.ndarray, of: np.ndarray) -> np.ndarray:
+def assign_nearest(points: np.ndarray, strata: np.ndarray, centres: np.ndarray, *, of: np.ndarray) -> np.ndarray:
     """Return the nearest centre of the same stratum for each point (n,); -1 where a stratum has none."""
     groups = np.full(len(points), -1, dtype=np.int32)
     for k in np.unique(of):

@@ -154,7 +154,7 @@ class QueryMixin:
     ) -> AnnData:
         from scipy import sparse
 
-        out = new_object(self, sparse.vstack(parts, format="csr"), labels, batch, prefix=self._method)
+        out = new_object(self, sparse.vstack(parts, format="csr"), labels=labels, batch=batch, prefix=self._method)
         result = _record.Result(
             method="scdd",
             obs={"is_synthetic": np.ones(len(labels), dtype=bool), "{k}_library": np.maximum(1, np.rint(totals))},
