@@ -247,6 +247,20 @@ def test_the_new_model_can_be_saved_and_asked(topic_model: SCE2TM, shifted: AnnD
     pd.testing.assert_frame_equal(loaded.perturb_topics(ordered, topics=["Topic_1"], op="ablate").logfc, expected)
 
 
+def test_cells_of_unseen_batches_are_decoded_with_the_mean_offset(topic_model: SCE2TM, query: AnnData) -> None:
+    known, codes = query.copy(), topic_model._batch_codes()[:60]
+    new = query.copy()
+    new.obs["batch"] = np.where(np.arange(60) % 2, "b7", "b8")
+    with pytest.warns(DataWarning, match=r"Batches b7, b8 were not in training.*load_query_data"):
+        expression = topic_model.get_normalized_expression(new)
+    assert (topic_model._batch_codes(new) == 2).all()
+    assert set(codes) == {0, 1}
+    np.testing.assert_array_equal(topic_model.get_topic_proportions(new), topic_model.get_topic_proportions(known))
+    mean = topic_model._express(topic_model.get_topic_proportions(new).to_numpy(), mass=topic_model._mass(new))
+    np.testing.assert_allclose(expression, mean, rtol=1e-4, atol=1e-4)
+    assert topic_model.perturb_topics(new, topics=["Topic_1"], op="ablate").logfc.shape == (1, 100)
+
+
 def test_refusals_of_new_batches(topic_model: SCE2TM, stimulated: AnnData, shifted: AnnData, fit_topics) -> None:
     with pytest.raises(SetupError, match=r"All batches of the query are known: \['b1', 'b2'\]"):
         topic_model.load_query_data(stimulated[:60].copy())

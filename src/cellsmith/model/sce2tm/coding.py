@@ -11,9 +11,10 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from cellsmith._errors import SetupError, nearest
+from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith.data.fields import check_counts
 from cellsmith.data.splits import CellReader
+from cellsmith.model._base import _drop_foreign_uuid
 from cellsmith.model.sce2tm import equations as eq
 
 __all__ = ["BATCH_SIZE", "CodingMixin"]
@@ -48,7 +49,7 @@ class CodingMixin:
             if REGISTRY_KEYS.CAT_COVS_KEY in manager.data_registry:
                 columns.append(np.asarray(manager.get_from_registry(REGISTRY_KEYS.CAT_COVS_KEY)))
             for codes, n in zip(np.concatenate(columns, axis=1).T, self.module.n_levels, strict=True):
-                joint = joint * (n + 1) + codes
+                joint = joint * (n + 1) + np.minimum(codes, n)
         return joint
 
     def _levels(self, batch_codes: np.ndarray | None, n: int) -> Tensor:
@@ -171,7 +172,24 @@ class CodingMixin:
         if adata is not None and adata is not self.adata:
             carrier = adata.mod[self._count_modality] if hasattr(adata, "mod") else adata
             check_counts(carrier, self.registry["setup_args"].get("layer"), min_cells=1)
+            self._admit_unseen_batches(adata)
         return super()._validate_anndata(adata, copy_if_view)
+
+    def _admit_unseen_batches(self, adata: Any) -> None:
+        """Register cells of batches that training had not: their codes lie past the last level (see `_batch_codes`)."""
+        unseen = self._unseen_batches(adata)
+        if not unseen or self.adata_manager is None:
+            return
+        _drop_foreign_uuid(adata)
+        if self.get_anndata_manager(adata) is not None:
+            return
+        self._check_genes(adata)
+        self._note(
+            f"Batches {', '.join(unseen)} were not in training: decoded with the mean offset of those that were. "
+            "model.load_query_data(query) fits offsets of their own.",
+            DataWarning,
+        )
+        self._register_manager_for_instance(self.adata_manager.transfer_fields(adata, extend_categories=True))
 
     def _moved_to(self, codes: np.ndarray, batch: Any) -> np.ndarray:
         """Return joint codes (n,) with the batch replaced."""

@@ -220,7 +220,9 @@ class SCE2TMModule(BaseModuleClass):
             columns = [batch.reshape(-1, 1)] if extra is None else [batch.reshape(-1, 1), extra]
         n = tensors[REGISTRY_KEYS.X_KEY].shape[0]
         codes = torch.cat(columns, dim=1).long() if columns else torch.zeros(n, 0, dtype=torch.long)
-        return codes.to(self.gene_table.device)
+        return codes.minimum(torch.tensor(self.n_levels, dtype=torch.long, device=codes.device)).to(
+            self.gene_table.device
+        )
 
     # --- topics of cells, topics of genes -------------------------------------------------------------------------
 
