@@ -46,6 +46,8 @@ def test_page(result):
     assert '<section id="synthesis">' in page
     assert '<section id="annotation">' in page
     assert '<section id="missingness">' in page
+    assert '<section id="topics">' in page
+    assert '<section id="distillation">' in page
     for phrase in ("not a guarantee of privacy", "smooth wrong answer", "GSE96583", "Seed", "scvi-tools"):
         assert phrase in page
 
@@ -66,6 +68,8 @@ def test_what_the_terminal_shows(result):
     assert "scVI re-draw" in text
     assert "vote in clusters" in text
     assert "pairwise complete" in text
+    assert "all other topics switched" in text
+    assert "means of groups" in text
     assert "report.html" in text
     assert "Trainer" not in text
 

@@ -18,13 +18,19 @@ from pathlib import Path
 
 import cellsmith
 from cellsmith._errors import CellsmithWarning
-from cellsmith.demo import annotation, missingness, synthesis
+from cellsmith.demo import annotation, distillation, missingness, synthesis, topics
 from cellsmith.demo._context import Context
 from cellsmith.demo._report import Cell, Report, Section, Table, write
 
 __all__ = ["SECTIONS", "run_demo", "text_table"]
 
-SECTIONS: tuple[Callable[[Context], Section], ...] = (synthesis.section, annotation.section, missingness.section)
+SECTIONS: tuple[Callable[[Context], Section], ...] = (
+    synthesis.section,
+    annotation.section,
+    missingness.section,
+    topics.section,
+    distillation.section,
+)
 
 LIBRARIES = ("anndata", "scanpy", "scvi-tools", "torch", "lightning", "numpy", "scipy", "scikit-learn", "umap-learn")
 

@@ -42,7 +42,7 @@ def _ours(cells: AnnData, n_topics: int, *, view: bool = False, **options: Any) 
         data = cells.copy()
         SCE2TM.setup_anndata(data, external_obsm_key=KEY if view else None)
         model = SCE2TM(data, n_topics=n_topics, **options)
-        lengths = {"topics": 0, "guide": epochs} if view else {"topics": epochs}
+        lengths = {"topics": 1, "guide": epochs} if view else {"topics": epochs}
         model.train(
             max_epochs=lengths, batch_size=BATCH, train_size=1.0, accelerator="cpu", enable_progress_bar=False, seed=0
         )
