@@ -16,7 +16,7 @@ from cellsmith.benchmark._synthesis.donors import donor_privacy
 from cellsmith.benchmark._synthesis.fits import Fits
 from cellsmith.benchmark._synthesis.guidance import post_guidance, pre_guidance, rare_types
 from cellsmith.benchmark._synthesis.paths import interpolation, teaching
-from cellsmith.benchmark._synthesis.transfer import frequent_types, held_out_condition
+from cellsmith.benchmark._synthesis.transfer import frequent_types, held_out_condition, whole
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,7 +64,7 @@ def _augment(part: Split, store: Store, max_epochs: int | None) -> None:
 def _transfer(part: Split, store: Store, max_epochs: int | None) -> None:
     source, target = CONDITIONS[part.file]
     keys = {"labels_key": part.labels_key, "batch_key": str(part.batch_key), "condition": target}
-    for kind in frequent_types(part.train, **keys)[:N_HELD_OUT]:
+    for kind in frequent_types(whole(part), **keys)[:N_HELD_OUT]:
         if not store.has(task=f"translate ({kind})", file=part.file, seed=part.seed):
             held_out_condition(part, kind, source=source, target=target, store=store, max_epochs=max_epochs)
 

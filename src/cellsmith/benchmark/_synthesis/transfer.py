@@ -16,7 +16,7 @@ from cellsmith.benchmark._synthesis.scoring import N_COMPONENTS
 from cellsmith.metrics._cells import Space, log_normalise
 from cellsmith.metrics._two_sample import wasserstein
 
-__all__ = ["frequent_types", "held_out_condition"]
+__all__ = ["frequent_types", "held_out_condition", "whole"]
 
 N_RESPONSE = 100
 MIN_CELLS = 100
@@ -24,6 +24,11 @@ MIN_CELLS = 100
 
 def _log(adata: ad.AnnData) -> sparse.csr_matrix:
     return log_normalise(sparse.csr_matrix(adata.X))
+
+
+def whole(part: Split) -> ad.AnnData:
+    """Put training, test and spare cells together again: what is held out here is a condition of a type."""
+    return ad.concat([part.train, part.test, part.spare])
 
 
 def frequent_types(adata: ad.AnnData, *, labels_key: str, batch_key: str, condition: str) -> list[str]:
@@ -65,7 +70,7 @@ def held_out_condition(
         Cap on the epochs of every training.
     """
     key, batch = part.labels_key, str(part.batch_key)
-    cells = ad.concat([part.train, part.test, part.spare])
+    cells = whole(part)
     of_kind, condition = (cells.obs[key] == kind).to_numpy(), cells.obs[batch].astype(str).to_numpy()
     hidden = of_kind & (condition == target)
     train, real = cells[~hidden].copy(), cells[hidden].copy()
