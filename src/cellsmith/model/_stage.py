@@ -27,6 +27,8 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"fused": True}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "foreach": True}),
 }
+# Buffers of a batch norm that move with the weights.
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 SCHEDULES = ("cosine", "constant", "halving")
 
 
@@ -352,6 +354,12 @@ class StagePlan(LightningModule):
 
     def _state(self) -> dict[str, torch.Tensor]:
         keep = set(self._trained)
+        # The running statistics of a batch norm belong to the weights under which they were gathered.
+        keep |= {
+            name
+            for name, _ in self.module.named_buffers()
+            if name.startswith(self.stage.trains) and name.rpartition(".")[2] in RUNNING
+        }
         target = f"{self._averaged[1]}." if self._averaged else None
         return {k: v for k, v in self.module.state_dict().items() if k in keep or (target and k.startswith(target))}
 

@@ -64,6 +64,16 @@ def test_the_loss_falls() -> None:
         assert history.iloc[-1] < history.iloc[0] - 5
 
 
+def test_the_best_weights_come_back_with_their_own_batch_norms() -> None:
+    model = train(build(toy()), epochs={"topics": 25}, early_stopping=False, plan_kwargs={"lr": 0.1})
+    history = model.history_["topics/validation_loss"].iloc[:, 0].to_numpy()
+    assert history.argmin() < len(history) - 1
+    batch = CellReader(model.adata_manager)[model.validation_indices]
+    with torch.no_grad():
+        again = model.module.loss_topics(batch, weights={"ecr": 100.0}).loss
+    assert float(again) == pytest.approx(history.min(), rel=1e-6)
+
+
 def test_plans_of_both_variants() -> None:
     """F4: without a schedule the rate stays; the published one halves it every 125 epochs."""
     adata = toy()
