@@ -25,8 +25,8 @@ def module(**options: object) -> SCE2TMModule:
         return SCE2TMModule(30, n_all_genes=30, n_topics=5, n_hidden=8, n_embedding=6, **options)
 
 
-def test_every_equation_of_training_has_its_number() -> None:
-    assert list(eq.EQUATIONS) == [f"T{i}" for i in range(1, 28)]
+def test_every_equation_has_its_number() -> None:
+    assert list(eq.EQUATIONS) == [f"T{i}" for i in range(1, 35)]
 
 
 def test_first_deviation_states_what_was_available() -> None:
@@ -142,6 +142,16 @@ def test_normalized_expression_inverts_the_log() -> None:
     empty = eq.normalized_expression(log_rho, torch.zeros(6, dtype=torch.float64), library_size=1.0)
     torch.testing.assert_close(empty, log_rho.exp())
     torch.testing.assert_close(eq.normalized_expression(log_rho, None, library_size=1.0), log_rho.exp())
+
+
+def test_normalized_expression_is_finite_where_one_gene_leads() -> None:
+    """A share of one half of S = 2,000 is an exponent of 1,000; float32 ends at 88."""
+    log_rho = torch.tensor([[0.5, 0.49, 0.01], [0.98, 0.01, 0.01]]).log()
+    c = eq.normalized_expression(log_rho, torch.tensor([2000.0, 100.0]))
+    torch.testing.assert_close(c.sum(dim=1), torch.full((2,), 1e4))
+    wide = torch.expm1(torch.tensor([2000.0, 100.0], dtype=torch.float64)[:, None] * log_rho.double().exp())
+    torch.testing.assert_close(c[1].double(), 1e4 * wide[1] / wide[1].sum(), rtol=1e-4, atol=1e-6)
+    assert c[0, 0] > 9999
 
 
 @pytest.mark.parametrize("scale", ["free", "fixed"])

@@ -1,7 +1,7 @@
 """scE2TM: topics of gene expression, guided by an external embedding (arXiv 2507.08355; bioRxiv 2025.11.27.691023).
 
 What was available of the publication are the abstracts and the public code (``nbnbhwyy/scE2TM``, MIT); the equations
-are re-implemented from it, no code is copied. The numbers T1 to T28 are this package's own; ``DEVIATIONS`` lists what
+are re-implemented from it, no code is copied. The numbers T1 to T34 are this package's own; ``DEVIATIONS`` lists what
 differs from the public code and why.
 
 Symbols: n cells, V modelled genes, K topics, L embedding width, E columns of the external view, B cells of a batch;
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cellsmith.math import graph, topics, transport
+from cellsmith.math import enrichment, graph, topics, transport
 from cellsmith.math.contrast import info_nce
 from cellsmith.model.sce2tm.deviations import DEVIATIONS
 
@@ -44,6 +44,8 @@ __all__ = [
 PER_CELL = 1e4
 # Mean mass (sum of the weights of T8 over genes) at which the default weights of the other terms were measured.
 REFERENCE_MASS = 800.0
+# Largest exponent of T22: thousands of genes there still have a sum in float32.
+MAX_EXPONENT = 60.0
 # Penalty on the squared batch offsets.
 OFFSET_PENALTY = 1e-4
 
@@ -196,8 +198,10 @@ def normalized_expression(log_rho: Tensor, mass: Tensor | None, *, library_size:
     if mass is None:
         return library_size * log_rho.exp()
     # A cell without counts has no mass; c then takes its limit, the shares themselves.
-    y = torch.expm1(mass.clamp_min(1e-6)[:, None] * log_rho.exp())
-    return y * (library_size / y.sum(dim=-1, keepdim=True))
+    y = mass.clamp_min(1e-6)[:, None] * log_rho.exp()
+    # expm1 overflows float32 at 88, which the leading gene of a single topic can reach; c does not depend on the scale.
+    c = torch.expm1(y - (y.amax(dim=-1, keepdim=True) - MAX_EXPONENT).clamp_min(0.0)).clamp_min(0.0)
+    return c * (library_size / c.sum(dim=-1, keepdim=True))
 
 
 EQUATIONS = {
@@ -228,4 +232,11 @@ EQUATIONS = {
     "T25": "cellsmith.model.sce2tm.editing.PerturbationMixin.perturb_topics",
     "T26": "cellsmith.model.sce2tm.perturb.log_fold_change",
     "T27": topics.perplexity,
+    "T28": "cellsmith.model.sce2tm.query.QueryMappingMixin.map_query",
+    "T29": topics.diversity,
+    "T30": topics.data_npmi,
+    "T31": topics.set_npmi,
+    "T32": topics.topic_quality,
+    "T33": "cellsmith.metrics.topics.topic_report",
+    "T34": enrichment.over_representation,
 }
