@@ -174,6 +174,7 @@ def test_layers_and_dense_counts(adata):
         ({"n_genes": 49}, "expected 1 to 48"),
         ({"labels_key": "cell_tipe"}, "Did you mean 'cell_type'"),
         ({"gene_sets": {}}, "at least one set"),
+        ({"gene_sets": "absent.gmt"}, "'absent.gmt' is no file"),
         ({"gene_sets": {"a": ["X1", "X2", "X3"]}}, "None of 1 gene sets"),
     ],
 )

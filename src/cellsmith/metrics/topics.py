@@ -182,7 +182,13 @@ def _present(adata: AnnData, layer: str | None) -> Any:
 
 def _sets(source: Any) -> dict[str, Sequence[str]]:
     if isinstance(source, str | Path):
-        with Path(source).open(encoding="utf-8") as lines:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise SetupError(
+                f"gene_sets={str(source)!r} is no file; expected the path of a GMT file, or a mapping from name to "
+                "genes."
+            )
+        with path.open(encoding="utf-8") as lines:
             return dict(parse_gmt(lines))
     if not isinstance(source, Mapping) or not source:
         raise SetupError(
