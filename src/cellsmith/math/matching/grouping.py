@@ -297,7 +297,7 @@ def _k_means(points: npt.NDArray[Any], c: int, seed: int) -> npt.NDArray[np.int6
     for empty in np.setdiff1d(np.arange(c), labels):
         largest = np.bincount(labels, minlength=c).argmax()
         labels[np.flatnonzero(labels == largest)[-1]] = empty
-    return labels
+    return np.asarray(labels, dtype=np.int64)
 
 
 def allocate(

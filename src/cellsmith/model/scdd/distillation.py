@@ -148,6 +148,8 @@ class DistillMixin:
             **{k: v for k, v in locals().items() if k in Plan.__dataclass_fields__},
         )
         streams = Streams(resolve_seed(seed))
+        # M profiles are few, and their second derivatives many small operations: a CPU is the place for them.
+        self.to_device("cpu")
         cells = self._labelled_cells()
         sizes = np.bincount(cells.labels, minlength=len(self.classes))
         given, asked = profiles_per_class(
@@ -187,7 +189,7 @@ class DistillMixin:
         batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)).reshape(-1)
         mean, _ = self._encode(CellReader(self.adata_manager), rows)
         with torch.no_grad():
-            standard = self.module.to("cpu").standardise(mean).numpy()
+            standard = self.module.standardise(mean).numpy()
         return Cells(x[rows], labels[rows], batch[rows].astype(np.int64), standard, rows)
 
     def _empty_strata(self, cells: Cells) -> dict[str, np.ndarray]:

@@ -115,6 +115,7 @@ class QueryMixin:
         self._require_trained("generate")
         seed = resolve_seed(seed)
         streams = Streams(seed)
+        self.to_device("cpu")
         if sampler not in edm.SAMPLERS:
             raise SetupError(f"sampler={sampler!r}. {nearest(sampler, edm.SAMPLERS)}")
         labels, batch = self._requested(n_cells, condition, conditions, streams)
@@ -228,6 +229,7 @@ class QueryMixin:
             For latents of another width, an unknown batch, or totals that are not positive.
         """
         self._require_trained("decode")
+        self.to_device("cpu")
         latents = torch.as_tensor(np.asarray(z, dtype=np.float32))
         if latents.dim() != 2 or latents.shape[1] != self.module.n_latent:
             raise SetupError(f"z has the shape {tuple(latents.shape)}; expected (n, {self.module.n_latent}).")
