@@ -138,5 +138,11 @@ BARS: tuple[Bar, ...] = (
             metric="rare_recall",
         ),
     ),
+    Bar(
+        "scDD minus random, recall of rare classes",
+        ">= 0",
+        "-",
+        _against("random", _all(Wanted(0.0), (EMBEDDED, "kang_ifnb")), {}, metric="rare_recall"),
+    ),
 )
 """The rows of the acceptance table, in its order. Differences are paired over cuts, in points."""
