@@ -9,13 +9,16 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import scvi
 import torch
 from anndata import AnnData
 
-from cellsmith._errors import DataWarning, NotTrainedError, SetupError
+from cellsmith import tl
+from cellsmith._errors import DataWarning, NotTrainedError, SetupError, SizeError
 from cellsmith._rng import Streams
 from cellsmith.math import matching
 from cellsmith.model import SCDD
+from cellsmith.model.scdd import distillation
 
 Cells = Callable[..., AnnData]
 Fit = Callable[..., SCDD]
@@ -45,6 +48,13 @@ def test_step_zero_is_the_metacell(model: SCDD, profile: str) -> None:
         share = made.layers["scdd_expected"] / made.obs["scdd_library"].to_numpy()[:, None]
         np.testing.assert_allclose(np.log1p(scale * share), means, atol=1e-4)
         assert np.all(share.sum(axis=1) <= 1.0)
+
+
+@pytest.mark.parametrize("summary", ["mean_log", "sum"])
+def test_step_zero_is_what_sketch_makes(model: SCDD, summary: str) -> None:
+    made = model.distill(2, max_steps=0, library_size="sum", profile=summary)
+    sketch = tl.sketch(model.adata, "cell_type", 2, method="metacell", rng=0, method_kwargs={"summary": summary})
+    np.testing.assert_array_equal(made.X.toarray(), sketch.X.toarray())
 
 
 def test_default_never_falls_behind_its_step_zero_on_held_out_cells(model: SCDD) -> None:
@@ -256,6 +266,24 @@ def test_scanpy_runs_on_the_result(model: SCDD) -> None:
     sc.pp.pca(made, n_comps=5)
     sc.tl.rank_genes_groups(made, "cell_type", method="wilcoxon")
     assert "rank_genes_groups" in made.uns
+    scvi.model.SCVI.setup_anndata(model.distill(2, max_steps=0), layer="counts", labels_key="cell_type")
+
+
+def test_profiles_that_would_not_fit_are_refused_with_their_size(model: SCDD, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distillation, "MAX_ENTRIES", 100)
+    with pytest.raises(SizeError, match="6 profiles x 30 genes"):
+        model.distill(2, max_steps=0)
+
+
+def test_every_objective_and_space_runs_and_several_generator_steps(model: SCDD) -> None:
+    for kwargs in (
+        {"objective": "gradient"},
+        {"objective": ("distribution",), "n_generator_steps": 2},
+        {"prototype_space": "latent", "network_queue": 2},
+    ):
+        made = model.distill(2, max_steps=2, selection="last", **kwargs)
+        assert np.isfinite(made.layers["scdd_log"]).all()
+    assert set(made.uns["scdd"]["loss"]) >= {"gradient", "distribution", "queue", "separation", "penalty"}
 
 
 def test_distilling_needs_training_and_cells(cells: Cells) -> None:
