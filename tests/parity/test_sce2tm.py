@@ -45,7 +45,7 @@ def dense_beta(distances: torch.Tensor, temperature: float = 0.2) -> torch.Tenso
 def kernel_transport(distances: torch.Tensor, n_sweeps: int, alpha: float = 20.0) -> torch.Tensor:
     """Sinkhorn on the kernel exp(-alpha D), as published, without logarithms."""
     kernel = torch.exp(-alpha * distances)
-    a, b = torch.full((K,), 1 / K).to(kernel), torch.full((V,), 1 / V).to(kernel)
+    a, b = kernel.new_full((K,), 1 / K), kernel.new_full((V,), 1 / V)
     u = a / (kernel @ torch.ones_like(b))
     for _ in range(n_sweeps):
         v = b / (kernel.T @ u)
