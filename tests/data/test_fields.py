@@ -44,6 +44,11 @@ def test_refused_set_up_leaves_the_object_untouched(adata: anndata.AnnData) -> N
     assert not [k for k in (*adata.uns, *adata.obs) if k.startswith("_scvi")]
 
 
+def test_a_mudata_is_told_from_its_modality(adata: anndata.AnnData) -> None:
+    with pytest.raises(SetupError, match=r"a MuData with the modalities \['rna'\]; .* setup_mudata"):
+        check_counts(MuData({"rna": adata}), None)
+
+
 def test_cells_without_counts_are_counted_and_named(adata: anndata.AnnData) -> None:
     x = adata.X.toarray()
     x[[4, 9]] = 0

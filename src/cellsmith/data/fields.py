@@ -195,6 +195,11 @@ def check_counts(adata: Any, layer: str | None, *, min_cells: int = MIN_CELLS) -
         If the layer is missing; if there are fewer than ``min_cells`` cells or fewer than 2 genes; if a value is
         negative, fractional, NaN or infinite; if a cell has no count at all.
     """
+    if hasattr(adata, "mod"):
+        raise SetupError(
+            f"Found a MuData with the modalities {list(adata.mod)}; expected an AnnData. Type mdata.mod[...], or "
+            "setup_mudata(mdata, modalities={'layer': ...})."
+        )
     where = ".X" if layer is None else f".layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
         raise SetupError(f"layer={layer!r} is not in .layers. {nearest(layer, adata.layers)}")
