@@ -151,7 +151,7 @@ def sce2tm_survival(
     Parameters
     ----------
     adata
-        Patients with the results of :func:`cellsmith.tl.sce2tm_transfer` (such as bulk profiles) or of
+        Patients with the results of :func:`cellsmith.tl.sce2tm_transfer` (with ``bulk=True`` of bulk profiles) or of
         :func:`cellsmith.tl.sce2tm`.
     time
         Column of ``.obs``: time until the event or the end of observation, above 0.

@@ -19,6 +19,7 @@ def sce2tm_transfer(
     *,
     model: SCE2TM,
     min_gene_overlap: float = 0.5,
+    bulk: bool = False,
     key_added: str = "sce2tm",
     copy: bool = False,
 ) -> AnnData | None:
@@ -32,6 +33,8 @@ def sce2tm_transfer(
         Trained :class:`cellsmith.model.SCE2TM`; not changed.
     min_gene_overlap
         Share of the modelled genes that ``adata`` must have. Absent ones get their mean in training.
+    bulk
+        The rows are bulk samples, at least 10: any non-negative values, and scores z-scored over them.
     key_added
         Name of the outputs.
     copy
@@ -57,7 +60,7 @@ def sce2tm_transfer(
     from cellsmith.model.sce2tm.report import query_result
 
     _keys.validate(key_added)
-    query = model.map_query(adata, min_gene_overlap=min_gene_overlap)
+    query = model.map_query(adata, min_gene_overlap=min_gene_overlap, bulk=bulk)
     goal = adata.copy() if copy else adata
     _record.write(goal, key_added, query_result(model, query, adata.var_names))
     return goal if copy else None

@@ -196,6 +196,8 @@ def test_swap_raises_the_genes_that_respond(
         top = np.argsort(-change)[:20]
         assert (response[top] > 0).sum() >= 14  # 4 expected by chance
     assert answer.params["pooled"] == []
+    assert answer.params["source"] == f"{len(controls)} training cells with condition == 'ctrl'"
+    assert answer.params["target"] == f"{400 - len(controls)} training cells with condition == 'stim'"
     mu = topic_model.get_latent_representation(kind="mu")
     kinds, stim = stimulated.obs["cell_type"] == "type_1", stimulated.obs["condition"] == "stim"
     own = mu[kinds & stim].mean(axis=0) - mu[kinds & ~stim].mean(axis=0)
@@ -255,13 +257,17 @@ def test_fold_changes_of_cells_and_of_groups(topic_model: SCE2TM, stimulated: An
 
 
 def test_edited_cells_as_an_object(topic_model: SCE2TM, stimulated: AnnData, tmp_path) -> None:
-    answer = topic_model.perturb_topics(indices=[1, 2, 3], topics=["Topic_0"], op="ablate", by="cell_type")
+    answer = topic_model.perturb_topics(
+        indices=[1, 2, 3], topics=["Topic_0"], op="ablate", by="cell_type", strength=0.4
+    )
+    assert (answer.topics == 0.4).all(axis=None)
     adata = answer.to_adata()
     assert adata.obs["is_synthetic"].all()
     assert list(adata.obs_names) == list(stimulated.obs_names[[1, 2, 3]])
     assert not [c for c in adata.obs if c.startswith("_scvi")]
     np.testing.assert_allclose(np.asarray(adata.layers["sce2tm_expected"]).sum(axis=1), 1e4, rtol=1e-4)
     np.testing.assert_allclose(adata.obsm["X_sce2tm"], answer.theta_after)
+    assert not np.shares_memory(adata.X, adata.layers["sce2tm_expected"])
     adata.write_h5ad(tmp_path / "edited.h5ad")
     read = anndata.read_h5ad(tmp_path / "edited.h5ad")
     assert read.uns["sce2tm"]["params"]["op"] == "ablate"
@@ -299,6 +305,7 @@ def test_nothing_selected_is_an_empty_table_that_says_what_was_largest(topic_mod
     ("options", "message"),
     [
         ({"topics": ["Topic_9"]}, r"topics names 'Topic_9'\. Did you mean"),
+        ({"topics": 1}, r"topics names 1\. Valid: 'Topic_0'"),
         ({"topics": []}, "expected at least one topic"),
         ({"topics": ["Topic_1"], "op": "adds"}, "Did you mean 'add'"),
         ({"topics": ["Topic_1"], "space": "z"}, "space='z'"),

@@ -100,6 +100,8 @@ def test_perplexity_lies_between_certainty_and_no_idea(topic_model: SCE2TM) -> N
     assert 1 < held_out < constant < len(topic_model.gene_index_)
     again = topic_model.get_perplexity(indices=topic_model.validation_indices, n_splits=2)
     assert again == held_out
+    with pytest.raises(SetupError, match="n_splits=0; expected at least 1"):
+        topic_model.get_perplexity(n_splits=0)
 
 
 def test_new_cells_are_drawn_from_those_that_were_asked_for(topic_model: SCE2TM) -> None:
@@ -117,6 +119,17 @@ def test_new_cells_are_drawn_from_those_that_were_asked_for(topic_model: SCE2TM)
     assert np.corrcoef(*(np.log1p(np.asarray(m.mean(axis=0)).ravel()) for m in (real, drawn)))[0, 1] > 0.9
     table = topic_model.adata.obs[["batch"]].iloc[:9].reset_index(drop=True)
     assert list(topic_model.generate(conditions=table).obs["batch"]) == list(table["batch"])
+    named = topic_model.generate(50, topics="Topic_0", seed=2)
+    assert np.array_equal(named.obsm["X_sce2tm"], main.obsm["X_sce2tm"])
+
+
+def test_new_cells_are_drawn_where_no_column_is_registered(stimulated: AnnData, fit_topics: Any) -> None:
+    adata = AnnData(stimulated.X.copy(), obs=stimulated.obs[[]].copy(), var=stimulated.var[[]].copy())
+    SCE2TM.setup_anndata(adata)
+    model = fit_topics(adata, epochs=1)
+    new = model.generate(7)
+    assert new.shape == (7, len(model.gene_index_))
+    assert list(new.obs) == ["is_synthetic"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def test_queries_before_training_say_what_to_type() -> None:
 
 
 def test_other_genes_and_other_values_are_refused(topic_model: SCE2TM, stimulated: AnnData) -> None:
-    with pytest.raises(SetupError, match="in another order"):
+    with pytest.raises(SetupError, match=r"in another order.*map_query"):
         topic_model.get_latent(stimulated[:, ::-1].copy())
     log = stimulated.copy()
     log.X = log.X.log1p()

@@ -110,6 +110,8 @@ def test_bulk_profiles_are_compared_within_their_cohort(topic_model: SCE2TM, que
     np.testing.assert_allclose(found.mu.std(ddof=0), 1, rtol=1e-4)
     x = np.log1p(1e4 * profiles.X / profiles.X.sum(axis=1, keepdims=True))
     np.testing.assert_allclose(found.theta, softmax(topic_model._encode(x)[0], axis=1), atol=1e-5)
+    tl.sce2tm_transfer(profiles, model=topic_model, bulk=True)
+    np.testing.assert_array_equal(profiles.obsm["sce2tm_mu"], found.mu)
     with pytest.raises(SetupError, match="has 9 samples; expected at least 10"):
         topic_model.map_query(profiles[:9].copy(), bulk=True)
     with pytest.raises(SetupError, match="must hold raw counts"):

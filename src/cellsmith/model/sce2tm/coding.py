@@ -152,7 +152,7 @@ class CodingMixin:
 
     def _expression_of(self, cells: Any, rows: np.ndarray) -> Callable[[slice, np.ndarray], np.ndarray]:
         """Return f(part, theta): T22 for the cells rows[part], with their own batch and S, at other proportions."""
-        codes, mass = self._batch_codes(cells)[rows], self._mass(cells)[rows]
+        codes, mass = self._batch_codes(cells)[rows], self._mass(cells, indices=rows)
 
         def express(part: slice, theta: np.ndarray) -> np.ndarray:
             return self._express(theta, batch_codes=codes[part], mass=mass[part])
@@ -174,6 +174,12 @@ class CodingMixin:
             check_counts(carrier, self.registry["setup_args"].get("layer"), min_cells=1)
             self._admit_unseen_batches(adata)
         return super()._validate_anndata(adata, copy_if_view)
+
+    def _check_genes(self, adata: Any) -> None:
+        try:
+            super()._check_genes(adata)
+        except SetupError as error:
+            raise SetupError(f"{error} Topics of cells with other genes: model.map_query(adata).") from None
 
     def _admit_unseen_batches(self, adata: Any) -> None:
         """Register cells of batches that training had not: their codes lie past the last level (see `_batch_codes`)."""

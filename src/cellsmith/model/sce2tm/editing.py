@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class Perturbation:
     topics
         What was applied: groups x chosen topics, the value v or the shift; for "ablate" the share taken away.
     params
-        ``op``, ``strength``, ``space``, ``by``, and for a shift ``pooled``: the groups that took that of all cells.
+        ``op``, ``strength``, ``space``, ``by``, and for a shift ``source``, ``target`` (which training cells, in words)
+        and ``pooled``: the groups that took that of all cells.
     """
 
     logfc: pd.DataFrame
@@ -60,7 +61,8 @@ class Perturbation:
         cells with ``is_synthetic``, and ``.uns["sce2tm"]`` says what was done.
         """
         expected = self._expression()
-        adata = AnnData(X=expected, obs=self._obs.copy(), var=pd.DataFrame(index=self.logfc.columns))
+        # a copy: sc.pp.log1p and the like change .X in place, and the layer should stay what it says
+        adata = AnnData(X=expected.copy(), obs=self._obs.copy(), var=pd.DataFrame(index=self.logfc.columns))
         # everything that adata got from the real cells stays; what this method wrote about them would be false here
         result = _record.Result(
             method="sce2tm",
@@ -238,13 +240,15 @@ class PerturbationMixin:
         if per_cell:
             perturb.check_size(len(rows), len(self._genes))
         codes, groups = _groups(cells, by, rows)
-        pooled = np.zeros(len(groups), dtype=bool)
+        pooled, origin = np.zeros(len(groups), dtype=bool), {}
         if op == "swap_to_group":
             sides = self._sides(topics, source, target)
             values, pooled = self._shifts(sides, by, groups, space=space)
             values = values[:, chosen]
+            origin = _origin(sides, topics.attrs if source is None and target is None else {})
         else:
-            values = np.tile(values, (len(groups), 1))
+            # of "ablate" the share that is taken away is the strength itself
+            values = np.tile(np.full(len(chosen), strength) if op == "ablate" else values, (len(groups), 1))
         mu = self._encode(cells, indices=rows, batch_size=batch_size)[0]
         after = perturb.edit_topics(mu, chosen, values[codes], op=op, strength=strength, space=space)
         theta = [softmax(m.astype(np.float64), axis=1).astype(np.float32) for m in (mu, after)]
@@ -254,7 +258,7 @@ class PerturbationMixin:
         logfc.index = obs.index if per_cell else groups
         logfc.columns = pd.Index(self._genes)
         params = {"op": op, "strength": float(strength), "space": space, "by": by, "topics": [names[k] for k in chosen]}
-        params["pooled"] = [str(g) for g in groups[pooled]]
+        params |= {"pooled": [str(g) for g in groups[pooled]], **origin}
 
         def frame(x: np.ndarray) -> pd.DataFrame:
             return pd.DataFrame(x, index=obs.index, columns=names)
@@ -313,6 +317,15 @@ class PerturbationMixin:
             )
 
 
+def _origin(sides: Sequence[np.ndarray], selection: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words between which training cells a shift was taken, for the record."""
+    words = {name: f"{int(mask.sum())} training cells" for name, mask in zip(("source", "target"), sides, strict=True)}
+    if selection:
+        words["source"] += f" with {selection['groupby']} == {selection['reference']!r}"
+        words["target"] += f" with {selection['groupby']} == {selection['group']!r}"
+    return words
+
+
 def _chunks(n: int) -> Iterator[slice]:
     return (slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK))
 
@@ -360,7 +373,7 @@ def _chosen(topics: Any, op: str, names: Sequence[str]) -> tuple[np.ndarray, np.
     elif isinstance(topics, Mapping):
         given, wanted = topics, list(topics)
     else:
-        wanted = [topics] if isinstance(topics, str) else list(topics)
+        wanted = [topics] if isinstance(topics, str) or not isinstance(topics, Iterable) else list(topics)
     for name in wanted:
         if name not in names:
             raise SetupError(f"topics names {name!r}. {nearest(name, names)}")

@@ -329,6 +329,8 @@ class QueryMixin:
             If the cells cannot be used.
         """
         self._require_trained("get_perplexity")
+        if n_splits < 1:
+            raise SetupError(f"n_splits={n_splits!r}; expected at least 1. Type n_splits=1.")
         streams, nats, total = Streams(resolve_seed(seed)), 0.0, 0.0
         codes = self._batch_codes(adata)
         codes = codes if indices is None else codes[indices]

@@ -31,7 +31,7 @@ class SamplingMixin:
         *,
         condition: Mapping[str, Any] | None = None,
         conditions: pd.DataFrame | None = None,
-        topics: Sequence[str] | None = None,
+        topics: str | Sequence[str] | None = None,
         library_size: float | None = None,
         batch_size: int | None = None,
         seed: Any = 0,
@@ -79,13 +79,15 @@ class SamplingMixin:
         mu, theta = self._encode(batch_size=batch_size)
         allowed = np.ones(len(mu), dtype=bool)
         if topics is not None:
+            topics = [topics] if isinstance(topics, str) else topics
             allowed &= np.isin(theta.argmax(axis=1), [self._topic_number(name) for name in topics])
         picked = self._pick(n_cells, condition, conditions, allowed=allowed, generator=streams.numpy("sample", 0))
         x, drawn = self._draw_counts(None, picked, library_size=library_size, streams=streams)
-        obs = pd.DataFrame({name: column.to_numpy()[picked] for name, column in self._registered_columns().items()})
-        adata = AnnData(
-            X=x, obs=obs.set_index(pd.Index([f"sce2tm_{i}" for i in range(len(picked))])), var=self._modelled_var()
+        obs = pd.DataFrame(
+            {name: column.to_numpy()[picked] for name, column in self._registered_columns().items()},
+            index=[f"sce2tm_{i}" for i in range(len(picked))],
         )
+        adata = AnnData(X=x, obs=obs, var=self._modelled_var())
         result = _record.Result(
             method="sce2tm",
             obs={"is_synthetic": np.ones(len(picked), dtype=bool)},
