@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier
 
-from cellsmith.model.scdd.equations import best_iterate
+from cellsmith.model.scdd.equations import Choice, best_iterate
 from cellsmith.model.scdd.judging import HeldOut, hold_out
+
+
+def choose(losses: np.ndarray, labels: np.ndarray, wrong: np.ndarray | None = None) -> Choice:
+    return best_iterate(losses, np.zeros(losses.shape, dtype=bool) if wrong is None else wrong, labels)
 
 
 def test_small_classes_give_no_cell_away() -> None:
@@ -21,33 +26,43 @@ def test_first_iterate_stays_unless_another_is_clearly_better() -> None:
     labels = np.repeat([0, 1], [30, 10])
     noise = np.random.default_rng(0).normal(size=40)
     base = np.full(40, 1.0)
-    assert best_iterate(np.stack([base, base - 0.01 + noise - noise.mean()])[:, None], labels).position == 0
-    chosen = best_iterate(np.stack([base, base - 0.5, base - 0.5])[:, None], labels)
+    assert choose(np.stack([base, base - 0.01 + noise - noise.mean()])[:, None], labels).position == 0
+    chosen = choose(np.stack([base, base - 0.5, base - 0.5])[:, None], labels)
     assert chosen.position == 1  # ties go to the earliest
     assert chosen.gain == pytest.approx(0.5)
-    assert best_iterate(np.stack([base, base + 0.1])[:, None], labels).position == 0
+    assert choose(np.stack([base, base + 0.1])[:, None], labels).position == 0
 
 
 def test_every_class_counts_the_same() -> None:
     labels = np.repeat([0, 1], [30, 2])
     worse_for_the_rare = np.where(labels == 0, 0.9, 1.5)
-    assert best_iterate(np.stack([np.ones(32), worse_for_the_rare])[:, None], labels).position == 0
+    assert choose(np.stack([np.ones(32), worse_for_the_rare])[:, None], labels).position == 0
 
 
 def test_no_reader_may_lose() -> None:
     labels, base = np.repeat([0, 1], 20), np.ones((2, 40))
     lopsided = np.stack([base[0] - 0.9, base[1] + 0.01])
     modest = np.stack([base[0] - 0.1, base[1]])
-    assert best_iterate(np.stack([base, lopsided]), labels).position == 0
-    chosen = best_iterate(np.stack([base, lopsided, modest]), labels)
+    assert choose(np.stack([base, lopsided]), labels).position == 0
+    chosen = choose(np.stack([base, lopsided, modest]), labels)
     assert chosen.position == 2
     assert chosen.gain == pytest.approx(0.05)
+
+
+def test_no_reader_may_make_more_errors() -> None:
+    labels = np.repeat([0, 1], 20)
+    losses = np.stack([np.ones((1, 40)), np.full((1, 40), 0.5)])
+    wrong = np.zeros(losses.shape, dtype=bool)
+    wrong[1, 0, 3] = True
+    assert choose(losses, labels, wrong).position == 0
+    wrong[0, 0, 30] = True
+    assert choose(losses, labels, wrong).position == 1
 
 
 def test_standard_error_is_that_of_a_stratified_mean() -> None:
     labels = np.repeat([0, 1], [30, 10])
     gains = np.random.default_rng(0).normal(1.0, 0.2, 40)
-    got = best_iterate(np.stack([np.zeros(40), -gains])[:, None], labels)
+    got = choose(np.stack([np.zeros(40), -gains])[:, None], labels)
     parts = [gains[labels == k] for k in (0, 1)]
     assert got.gain == pytest.approx(np.mean([p.mean() for p in parts]))
     assert got.standard_error == pytest.approx(np.sqrt(sum(p.var(ddof=1) / len(p) for p in parts)) / 2)
@@ -64,7 +79,11 @@ def test_readers_are_those_of_scikit_learn_and_good_profiles_score_better() -> N
     profiles, own = np.eye(3, 8) * 2, np.arange(3)
     judge = HeldOut(phi, labels, own)
     reader = LogisticRegression(C=1.0, max_iter=200).fit(profiles, own)
-    assert judge._linear(profiles).mean() == pytest.approx(log_loss(labels, reader.predict_proba(phi)))
+    losses, named = judge._linear(profiles)
+    assert losses.mean() == pytest.approx(log_loss(labels, reader.predict_proba(phi)))
+    np.testing.assert_array_equal(named, reader.predict(phi))
+    nearest = KNeighborsClassifier(1).fit(profiles, own)
+    np.testing.assert_array_equal(judge._neighbour(profiles)[1], nearest.predict(phi))
     good = judge.judge(0, profiles)
     bad = judge.judge(25, np.random.default_rng(1).normal(size=(3, 8)))
     assert good < bad

@@ -73,7 +73,7 @@ DEVIATIONS = (
         "best iterate",
         "not stated (the last one, in the methods it builds on)",
         "the best iterate on held-out training cells, step 0 among them; a later one must win by a standard error, and "
-        "no reader (linear, centroid, neighbour) may lose",
+        "no reader (linear, centroid, neighbour) may lose in loss or in errors",
         "bounds the harm that the optimisation can do; matching alone moves the profiles of a class apart: nearest "
         "neighbours then fail while the other readers gain",
         "tests/model/scdd/test_judging.py::test_neighbour_sees_profiles_that_drift_apart_and_keep_their_mean",

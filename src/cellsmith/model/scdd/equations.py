@@ -225,25 +225,29 @@ class Choice(NamedTuple):
     standard_error: float
 
 
-def best_iterate(losses: np.ndarray, labels: np.ndarray) -> Choice:
+def best_iterate(losses: np.ndarray, wrong: np.ndarray, labels: np.ndarray) -> Choice:
     """Choose among iterates on held-out cells; the first stays unless another is clearly better.
 
     Parameters
     ----------
     losses
         Loss of every held-out cell under every iterate and reader (T, R, n), nats; row 0 is step 0.
+    wrong
+        Whether the reader names another class (T, R, n).
     labels
         Class of the held-out cells (n,).
 
     Returns
     -------
-    Of the iterates under which no reader loses to row 0, the one of the smallest balanced loss (mean of class means,
-    then of readers; ties go to the earliest), if its paired gain over row 0 exceeds one standard error; else row 0.
+    Of the iterates under which no reader loses to row 0, neither in balanced loss (mean of class means) nor in errors,
+    the one of the smallest balanced loss (mean of readers; ties go to the earliest), if its paired gain over row 0
+    exceeds one standard error; else row 0.
     """
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1.0 / (len(classes) * sizes[codes])
     balanced = np.round(losses @ weight, 12)
-    harmless = (balanced <= balanced[0]).all(axis=1)
+    errors = wrong.sum(axis=2)
+    harmless = (balanced <= balanced[0]).all(axis=1) & (errors <= errors[0]).all(axis=1)
     best = int(np.argmin(np.where(harmless, balanced.mean(axis=1), np.inf)))
     gains = (losses[0] - losses[best]).mean(axis=0)
     gain = float(gains @ weight)

@@ -62,22 +62,28 @@ class HeldOut:
         self._phi, self.labels, self._profile_labels = phi, labels, profile_labels
         self._temperatures: dict[str, float] = {}
         self.losses: list[np.ndarray] = []
+        self.wrong: list[np.ndarray] = []
         self.steps: list[int] = []
 
     def judge(self, step: int, phi: np.ndarray) -> float:
         """Score the profiles (M, G, log views) of a step; return their balanced log-loss, nats."""
-        self.losses.append(np.stack([self._linear(phi), self._centroid(phi), self._neighbour(phi)]))
+        answers = [self._linear(phi), self._centroid(phi), self._neighbour(phi)]
+        self.losses.append(np.stack([loss for loss, _ in answers]))
+        self.wrong.append(np.stack([named != self.labels for _, named in answers]))
         self.steps.append(step)
         return self._balanced(self.losses[-1].mean(axis=0))
 
     def choose(self) -> eq.Choice:
         """Return the iterate to keep (section "selection" of the equations)."""
-        return eq.best_iterate(np.stack(self.losses), self.labels)
+        return eq.best_iterate(np.stack(self.losses), np.stack(self.wrong), self.labels)
 
     def curve(self) -> dict[str, Any]:
-        """Return the steps and their balanced log-loss, nats."""
+        """Return the steps, their balanced log-loss (nats), that of each reader, and the share of errors of each."""
         curves = np.array([[self._balanced(reader) for reader in x] for x in self.losses]).T
-        return {"step": np.array(self.steps), "loss": curves.mean(axis=0), **dict(zip(READERS, curves, strict=True))}
+        errors = np.stack(self.wrong).mean(axis=2).T
+        named = {f"{reader}_errors": e for reader, e in zip(READERS, errors, strict=True)}
+        every = dict(zip(READERS, curves, strict=True))
+        return {"step": np.array(self.steps), "loss": curves.mean(axis=0), **every, **named}
 
     def _balanced(self, losses: np.ndarray) -> float:
         sizes = np.bincount(self.labels)
@@ -92,22 +98,24 @@ class HeldOut:
         values = -log_proba[np.arange(len(at)), np.maximum(at, 0)]
         return np.where(at >= 0, np.minimum(values, 30.0), 30.0)
 
-    def _linear(self, phi: np.ndarray) -> np.ndarray:
+    def _linear(self, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of each held-out cell, and the class that it is given."""
         from sklearn.linear_model import LogisticRegression
 
         reader = LogisticRegression(C=1.0, max_iter=LR_STEPS).fit(phi, self._profile_labels)
-        return self._own(reader.predict_log_proba(self._phi), reader.classes_)
+        log_proba = reader.predict_log_proba(self._phi)
+        return self._own(log_proba, reader.classes_), reader.classes_[log_proba.argmax(axis=1)]
 
-    def _centroid(self, phi: np.ndarray) -> np.ndarray:
+    def _centroid(self, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         classes = np.unique(self._profile_labels)
         centroids = np.stack([phi[self._profile_labels == k].mean(axis=0) for k in classes])
         return self._by_distance("centroid", centroids, classes)
 
-    def _neighbour(self, phi: np.ndarray) -> np.ndarray:
+    def _neighbour(self, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._by_distance("neighbour", phi, self._profile_labels)
 
-    def _by_distance(self, reader: str, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the loss of a softmax over minus the squared distances to places, added up within classes."""
+    def _by_distance(self, reader: str, places: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of a softmax over minus the squared distances, added up within classes, and the nearest."""
         from scipy.spatial.distance import cdist
 
         squared = cdist(self._phi, places, "sqeuclidean")
@@ -121,7 +129,7 @@ class HeldOut:
             # Set once, at step 0: later iterates are read in the way that suits the first.
             scales = TEMPERATURES * squared.mean()
             self._temperatures[reader] = float(scales[int(np.argmin([self._balanced(loss(t)) for t in scales]))])
-        return loss(self._temperatures[reader])
+        return loss(self._temperatures[reader]), labels[squared.argmin(axis=1)]
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
