@@ -97,7 +97,9 @@ def _run(case: Case, view: View | None, name: str, *, task: str, seed: int, stor
     if view is not None:
         cells.obsm[KEY], setup = view, {"external_obsm_key": KEY}
     model = fit_model(cells, N_TOPICS, seed, variant=Variant({} if gate is None else {"view_gate": gate}), **setup)
-    values = {} if view is None else {k: float(v) for k, v in model.get_view_quality().items() if np.isscalar(v)}
+    quality = {} if view is None else model.get_view_quality().items()
+    # "null" would be read back from the table as a missing value
+    values = {{"null": "by_chance"}.get(k, k): float(v) for k, v in quality if np.isscalar(v)}
     fit = as_fit(model)
     values |= cell_scores(case, fit, seed) | topic_scores(case, fit.loadings[""])
     values["perplexity"] = float(model.get_perplexity())
