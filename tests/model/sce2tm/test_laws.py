@@ -128,6 +128,17 @@ def test_models_are_saved_and_loaded(trained: bool, tmp_path: Path) -> None:
         assert np.array_equal(model.get_normalized_expression(), loaded.get_normalized_expression())
 
 
+def test_a_model_is_loaded_with_other_cells_than_it_was_trained_on(tmp_path: Path) -> None:
+    """Their number neither chooses the number of topics nor bounds it."""
+    adata = toy_counts(120, 80)
+    model = fit(adata, n_topics=None)
+    assert model.module.n_topics == 16
+    model.save(tmp_path / "model")
+    loaded = SCE2TM.load(tmp_path / "model", adata=adata[:20].copy())
+    np.testing.assert_allclose(loaded.get_latent(), model.get_latent()[:20], atol=1e-6)
+    assert "20 cells, 16 topics of 80 genes" in loaded._model_summary_string
+
+
 def test_the_global_generators_are_left_alone() -> None:
     before = torch.get_rng_state()
     fit(toy_counts(90, 40))

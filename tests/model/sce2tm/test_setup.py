@@ -21,8 +21,13 @@ def adata() -> AnnData:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_topics": 1}, r"n_topics=1; expected 2 to 8"),
-        ({"n_topics": 9}, r"n_topics=9; expected 2 to 8.*100 cells.*40 genes"),
+        ({"n_topics": 1}, r"n_topics=1; expected a whole number from 2 to 8"),
+        ({"n_topics": 5.5}, "n_topics=5.5; expected a whole number"),
+        ({"n_topics": "5"}, "n_topics='5'; expected a whole number"),
+        ({"n_topics": 5, "n_top_genes": 20}, "n_topics=5; .* from 2 to 4.*20 genes that are modelled"),
+        ({"n_hidden": "20"}, "n_hidden='20'; expected a positive number"),
+        ({"view_gate": None}, r"view_gate=None; a number in \[0, 1\]"),
+        ({"n_topics": 9}, r"n_topics=9; .*2 to 8.*100 cells.*40 genes"),
         ({"gene_likelihood": "nbb"}, "Did you mean 'nb'"),
         ({"variant": "papr"}, "Did you mean 'paper'"),
         ({"decoder_scale": "fix"}, "Did you mean 'fixed'"),

@@ -233,6 +233,25 @@ def test_queries_need_no_view(guided: SCE2TM, cells: AnnData, tmp_path: Any) -> 
     loaded = SCE2TM.load(tmp_path / "model", adata=cells)
     assert np.array_equal(loaded.get_latent(), guided.get_latent())
     assert loaded.get_view_quality().equals(guided.get_view_quality())
+    without = SCE2TM.load(tmp_path / "model", adata=plain)
+    np.testing.assert_allclose(without.get_latent(), guided.get_latent(), atol=1e-6)
+    few = SCE2TM.load(tmp_path / "model", adata=plain[:3].copy())
+    np.testing.assert_allclose(few.get_latent(), guided.get_latent()[:3], atol=1e-6)
+    with pytest.raises(SetupError, match=r"is not in .obsm"):
+        without.train(max_epochs=1, **QUIET)
+
+
+def test_a_view_that_is_worth_nothing_at_a_second_training_leaves_a_model_that_loads(
+    cells: AnnData, tmp_path: Any
+) -> None:
+    adata = AnnData(cells.X.copy(), obs=cells.obs[[]].copy(), var=cells.var.copy(), obsm={"v": cells.obsm["good"]})
+    model = train(build(adata, "v", view_gate=1.0), epochs=1)
+    assert model.module.head is not None
+    adata.obsm["v"] = np.ones_like(adata.obsm["v"])
+    train(model, epochs=1)
+    model.save(tmp_path / "model")
+    loaded = SCE2TM.load(tmp_path / "model", adata=adata)
+    assert np.array_equal(loaded.get_latent(), model.get_latent())
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -177,14 +178,19 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         self.init_params_ = self._get_init_params(given)
         given = _settle(given)
         n_cells, n_genes = self._n_cells(), int(self.summary_stats["n_vars"])
-        given["n_topics"] = _number_of_topics(n_topics, n_cells, n_genes, variant=variant)
         self._variant, self._n_top_genes = variant, int(given["n_top_genes"])
+        n_modelled = min(self._n_top_genes, n_genes)
+        if not self._is_loaded():
+            given["n_topics"] = _number_of_topics(n_topics, n_cells, n_modelled, variant=variant)
+        # Loading sets it, and then the shape of the module, to what training had: the cells at hand may be others.
+        self.n_topics_ = int(given["n_topics"] or 2)
+        given["n_topics"] = self.n_topics_
         self._n_neighbors, self._view_gate = int(given["n_neighbors"]), given["view_gate"]
         self._loss_scale = given["loss_scale"]
         self._loss_weights = {k: float(given[f"{k}_weight"]) for k in ("ecr", "cross")}
         self._external_key = self.registry["setup_args"].get("external_obsm_key")
         self._level_names, n_levels = _levels(self.registry)
-        self.gene_index_ = np.arange(min(self._n_top_genes, n_genes))
+        self.gene_index_ = np.arange(n_modelled)
         self.view_: dict[str, Any] | None = None
         self.sinkhorn_: dict[str, Any] = {}
         self.mean_mass_ = float("nan")
@@ -199,10 +205,18 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         }
         with isolated():
             self.module = self._new_module()
+        self._describe()
+
+    def _describe(self) -> None:
+        """Set what printing the model shows."""
         view = f"guided by {self._external_key!r}" if self._external_key else "no external view"
         self._model_summary_string = (
-            f"SCE2TM: {n_cells} cells, {given['n_topics']} topics of {len(self.gene_index_)} genes, {view}"
+            f"SCE2TM: {self._n_cells()} cells, {self.n_topics_} topics of {len(self.gene_index_)} genes, {view}"
         )
+
+    def _is_loaded(self) -> bool:
+        """Tell whether the cells were registered for a saved model rather than for training."""
+        return self.adata is not None and self.adata_manager._source_registry is not None
 
     def _new_module(self, n_view: int | None = None) -> SCE2TMModule:
         return SCE2TMModule(len(self.gene_index_), n_view=n_view, **self._module_kwargs)
@@ -244,9 +258,10 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         """
         args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
         _check_names(adata)
-        check_counts(adata, layer)
+        check_counts(adata, layer, **_limits(source_registry))
         _check_columns(adata.obs, args)
-        check_view(adata, args)
+        if source_registry is None:  # a loaded model may be asked without its view
+            check_view(adata, args)
         cls._register(adata, _fields(args), args, source_registry=source_registry)
 
     @classmethod
@@ -289,10 +304,11 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         if carrier is mdata:
             raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
         _check_names(carrier)
-        check_counts(carrier, layer)
+        check_counts(carrier, layer, **_limits(source_registry))
         for name in ("batch_key", "categorical_covariate_keys"):
             _check_columns(modality_of(mdata, modalities, name).obs, {name: args[name]})
-        check_view(mdata, args)
+        if source_registry is None:
+            check_view(mdata, args)
         cls._register(mdata, _fields(args), args, source_registry=source_registry)
 
     # --- stages ---------------------------------------------------------------------------------------------------
@@ -382,13 +398,14 @@ def _settle(given: Mapping[str, Any]) -> dict[str, Any]:
         if out[name] not in valid:
             raise SetupError(f"{name}={out[name]!r}. {nearest(out[name], valid)}")
     for name in POSITIVE + NOT_NEGATIVE:
-        if not np.isfinite(out[name]) or out[name] < 0 or (out[name] == 0 and name in POSITIVE):
+        value = out[name]
+        if not (isinstance(value, Real) and np.isfinite(value) and value >= 0) or (value == 0 and name in POSITIVE):
             expected = "a positive number" if name in POSITIVE else "a number >= 0"
             raise SetupError(f"{name}={out[name]!r}; expected {expected}.")
     if not 0 <= out["dropout_rate"] < 1:
         raise SetupError(f"dropout_rate={out['dropout_rate']!r}; expected a number in [0, 1).")
     gate = out["view_gate"]
-    if gate not in GATES if isinstance(gate, str) else not 0 <= gate <= 1:
+    if gate not in GATES and not (isinstance(gate, Real) and 0 <= gate <= 1):
         raise SetupError(f"view_gate={gate!r}; a number in [0, 1] is accepted as well. {nearest(gate, GATES)}")
     if out["variant"] == "paper":
         for name, (default, published) in PAPER.items():
@@ -416,10 +433,10 @@ def _number_of_topics(n_topics: int | None, n_cells: int, n_genes: int, *, varia
             chosen,
         )
         return chosen
-    if not 2 <= n_topics <= most:
+    if not isinstance(n_topics, Integral) or not 2 <= n_topics <= most:
         raise SetupError(
-            f"n_topics={n_topics!r}; expected 2 to {most}, which is at most half of the {n_cells} cells and a fifth of "
-            f"the {n_genes} genes."
+            f"n_topics={n_topics!r}; expected a whole number from 2 to {most}, which is at most half of the {n_cells} "
+            f"cells and a fifth of the {n_genes} genes that are modelled."
         )
     return int(n_topics)
 
@@ -433,6 +450,11 @@ def _levels(registry: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     if n_batch == 1 and not sizes:
         return [], []
     return [setup.get("batch_key") or "batch", *extra.get("field_keys", [])], [n_batch, *sizes]
+
+
+def _limits(source_registry: Any) -> dict[str, int]:
+    """Return how few cells will do: training needs many, a loaded model may be asked about one."""
+    return {} if source_registry is None else {"min_cells": 1}
 
 
 def _fields(args: Mapping[str, Any]) -> list[Any]:

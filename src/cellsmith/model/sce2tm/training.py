@@ -40,11 +40,14 @@ class TrainingMixin:
         self.module.choose_genes(torch.from_numpy(self.gene_index_))
 
     def _fit_module_to_training(self) -> None:
-        """Replace the module where it models another number of genes, or has another head, than the training found."""
+        """Replace the module where it has other genes, topics or another head than the training found."""
         width = self.view_.get("n_columns") if self.view_ and self.view_["q"] > 0 else None
         has_head = self.module.head is not None
-        if self.module.n_input != len(self.gene_index_) or has_head != (width is not None):
+        self._module_kwargs["n_topics"] = self.n_topics_
+        found = (self.module.n_input, self.module.n_topics, has_head)
+        if found != (len(self.gene_index_), self.n_topics_, width is not None):
             self.module = self._new_module(n_view=width)
+        self._describe()
 
     def _training_counts(self) -> Iterator[sparse.csr_matrix]:
         """Yield the counts of all genes of the training cells, batch by batch."""
@@ -144,6 +147,7 @@ class TrainingMixin:
             self._note(message, DataWarning)
         self.view_ = found.summary
         if found.neighbors is None:
+            self.module.head = None  # of an earlier training, in which the view was worth something
             return
         if self.module.head is None:
             with isolated(streams.integer("init", 1)):
@@ -201,4 +205,6 @@ class TrainingMixin:
                 "An external view is read from the training object, but these cells come from a data module. Type "
                 "SCE2TM.setup_anndata(adata, external_obsm_key=None) to train without it."
             )
-        return views.external_matrix(self.adata, self.registry["setup_args"])
+        setup = self.registry["setup_args"]
+        views.check_view(self.adata, setup)
+        return views.external_matrix(self.adata, setup)
