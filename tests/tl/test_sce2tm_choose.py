@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from cellsmith import tl
 from cellsmith._errors import DataWarning, SetupError
+from cellsmith.model import SCE2TM
 from cellsmith.tl import _sce2tm_choose as module
 from cellsmith.tl._sce2tm_choose import _agreement, _split, propose_n_topics
 
@@ -147,3 +148,12 @@ def test_a_choice_that_keeps_no_bound_warns(monkeypatch: pytest.MonkeyPatch) -> 
 def test_refusals(options: dict, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         tl.sce2tm_choose_n_topics(planted(100), **options)
+
+
+def test_a_number_that_is_too_large_is_refused_before_the_others_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(*args: object, **options: object) -> None:
+        raise AssertionError("a model was trained")
+
+    monkeypatch.setattr(SCE2TM, "train", trained)
+    with pytest.raises(SetupError, match="n_topics=80; expected a whole number"):
+        tl.sce2tm_choose_n_topics(planted(100), n_topics=(5, 80))

@@ -42,7 +42,7 @@ class PoolNetwork(nn.Module):
     @property
     def weights(self) -> list[Tensor]:
         """Matrices (out, in) of all layers, the first first: what gradients are compared on."""
-        return [*(layer.weight for layer in self.hidden), self.head.weight]
+        return [layer.get_parameter("weight") for layer in (*self.hidden, self.head)]
 
     def features(self, x: Tensor) -> Tensor:
         """Return what the last layer reads, (n, width); of a classifier without hidden layer, its logits."""

@@ -102,8 +102,8 @@ def sce2tm_choose_n_topics(
     fitted, held_out = _split(adata, batch_key, streams.numpy("split"))
     setup = {"layer": layer, "batch_key": batch_key}
     rows: list[dict[str, float]] = []
-    stability = []
-    for size in sizes:
+    stability: list[Any] = []
+    for size in reversed(sizes):  # the largest first: one that is too large is refused before the others are fitted
         loadings = []
         for repeat in range(n_seeds):
             options = {**model_kwargs, "n_topics": size}
@@ -113,7 +113,8 @@ def sce2tm_choose_n_topics(
             loadings.append(found)
             rows.append({"n_topics": size, "repeat": repeat, **scores})
             _log.info("%d topics, fit %d of %d: %s", size, repeat + 1, n_seeds, scores)
-        stability.append(np.mean([_agreement(a, b) for a, b in combinations(loadings, 2)]))
+        stability.insert(0, np.mean([_agreement(a, b) for a, b in combinations(loadings, 2)]))
+    rows.sort(key=lambda row: row["n_topics"])
     runs = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     summary = _summary(runs, sizes, np.array(stability))
     proposal, reached = propose_n_topics(summary)

@@ -244,6 +244,8 @@ def test_training_from_a_registry_and_a_data_module() -> None:
     model = SCE2TM(registry=with_data.registry, **SMALL)
     model.train(max_epochs=2, datamodule=_Cells(adata), **QUIET)
     assert model.is_trained
+    with pytest.raises(SetupError, match="no training object"):
+        model.get_topic_proportions()
     theta = model._encode(np.log1p(adata.X.toarray()))[1]
     np.testing.assert_allclose(theta.sum(axis=1), 1.0, atol=1e-6)
 

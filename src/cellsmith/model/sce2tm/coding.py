@@ -169,6 +169,8 @@ class CodingMixin:
 
     def _validate_anndata(self, adata: Any = None, copy_if_view: bool = True) -> Any:
         """Refuse cells that are no counts or have none, as set-up does: scvi-tools would only warn."""
+        if adata is None and self.adata is None:
+            raise SetupError("This model has no training object. Type adata=..., the cells that you ask about.")
         if adata is not None and adata is not self.adata:
             carrier = adata.mod[self._count_modality] if hasattr(adata, "mod") else adata
             check_counts(carrier, self.registry["setup_args"].get("layer"), min_cells=1)

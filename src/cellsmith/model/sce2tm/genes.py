@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -40,9 +41,10 @@ class GeneMoments:
     @classmethod
     def of(cls, batches: Iterable[sparse.csr_matrix]) -> GeneMoments:
         """Return the moments of all cells of some batches."""
-        moments = None
-        for counts in batches:
-            moments = cls(counts.shape[1]) if moments is None else moments
+        rest = iter(batches)
+        first = next(rest)
+        moments = cls(first.shape[1])
+        for counts in chain([first], rest):
             moments.add(counts)
         return moments
 

@@ -191,7 +191,7 @@ class SCE2TMModule(BaseModuleClass):
         if self.head is not None:
             tensors += [self.head.last.weight, self.head.last.bias]
         for norm in (encoder.mean_norm, encoder.log_variance_norm):
-            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+            tensors += [norm.weight, norm.bias, *map(norm.get_buffer, ("running_mean", "running_var"))]
         for tensor in tensors:
             tensor.copy_(tensor[order])
 

@@ -149,7 +149,7 @@ class SamplingMixin:
 
     def _fits(self, condition: Mapping[str, Any]) -> np.ndarray:
         """Return which training cells have the values of a condition (n,)."""
-        columns, fits = self._registered_columns(), np.ones(self.adata.n_obs, dtype=bool)
+        columns, fits = self._registered_columns(), np.full(self.adata.n_obs, True)
         for name, value in condition.items():
             if name not in columns:
                 raise SetupError(f"condition names {name!r}, which is no registered column. {nearest(name, columns)}")

@@ -163,7 +163,7 @@ class TrainingMixin:
             self._cells.neighbors = None
         return self._cells
 
-    def _read_paired(self, streams: Streams) -> ModelledCells:
+    def _read_paired(self, streams: Streams) -> ModelledCells | None:
         """Return the cells with their neighbours; the guard of the gate starts from the reconstruction so far."""
         reference = float("inf")
         if (held_out := (self.history_ or {}).get("topics/validation_reconstruction")) is not None:
