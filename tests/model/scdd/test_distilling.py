@@ -115,5 +115,8 @@ def test_batches_are_of_one_class_and_repeat_with_the_seed() -> None:
 
 
 def test_loss_that_is_not_finite_names_stage_step_and_term(model: SCDD) -> None:
-    with pytest.raises(ConvergenceError, match=r"'codes'.*'gradient'.*step 0"):
-        distiller(model, weights={"gradient_weight": float("nan")}).run(2)
+    made = distiller(model, weights={"gradient_weight": float("nan")})
+    with pytest.raises(ConvergenceError, match=r"'codes'.*'gradient'.*step 0") as caught:
+        made.run(2)
+    assert torch.equal(caught.value.codes, made.start.z)
+    assert torch.equal(caught.value.residual, made.start.residual)

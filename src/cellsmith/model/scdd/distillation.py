@@ -163,7 +163,7 @@ class DistillMixin:
             params={**params, "objective": list(plan.objective), "seed": streams.seed, "allocation": allocation},
             **report,
             capped={
-                "class": np.asarray(self.classes[given < asked], dtype=str),
+                "class": self.classes[given < asked].astype(str),
                 "asked": asked[given < asked],
                 "given": given[given < asked],
             },
@@ -194,7 +194,7 @@ class DistillMixin:
 
     def _empty_strata(self, cells: Cells) -> dict[str, np.ndarray]:
         """Return class and batch of the combinations without a cell, which get no profile."""
-        table = np.zeros((len(self.classes), len(self.batches)), dtype=bool)
+        table = np.full((len(self.classes), len(self.batches)), False)
         table[cells.labels, cells.batch] = True
         label, batch = np.nonzero(~table)
         return {

@@ -266,10 +266,14 @@ class Distiller:
     def _refuse_nan(self, terms: dict[str, Tensor], step: int) -> None:
         bad = [k for k, v in terms.items() if not bool(torch.isfinite(v))]
         if bad:
-            raise ConvergenceError(
-                f"Stage 'codes' met a non-finite term {bad[0]!r} at step {step}. Lower its weight, for example "
+            error = ConvergenceError(
+                f"Stage 'codes' met a non-finite term {bad[0]!r} at step {step}; the codes and residuals before it are "
+                f"in .codes and .residual of this error. Lower its weight, for example "
                 f"weights={{'{bad[0]}_weight': 0.1}}, or pass max_steps={step}."
             )
+            error.codes = self.z.detach().clone()
+            error.residual = None if self.r is None else self.r.detach().clone()
+            raise error
 
     def run(self, n_steps: int, watch: Callable[[int], float] | None = None) -> dict[str, np.ndarray]:
         """Take steps of Adam with a learning rate that falls along a cosine over ``plan.max_steps``.
