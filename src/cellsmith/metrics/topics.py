@@ -115,7 +115,9 @@ def topic_stability(loadings: Sequence[Any]) -> pd.DataFrame:
     Parameters
     ----------
     loadings
-        Two or more tables of genes by topics (V, K), all with the same genes in the same order.
+        Two or more tables of genes by topics (V, K), all with the same genes in the same order. Loadings of scE2TM lie
+        near the even share 1 / K, and what is even agrees with any other: give ``loadings - 1 / K`` to count only what
+        rises above it, as :func:`cellsmith.tl.sce2tm_choose_n_topics` does.
 
     Returns
     -------
