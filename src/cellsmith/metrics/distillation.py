@@ -54,9 +54,7 @@ def coverage(real: np.ndarray, distilled: np.ndarray, *, n_neighbors: int = 5) -
     """
     x, y = _same_space(real, distilled)
     if len(x) <= n_neighbors:
-        raise SetupError(
-            f"Found {len(x)} real cells; expected more than n_neighbors={n_neighbors}."
-        )
+        raise SetupError(f"Found {len(x)} real cells; expected more than n_neighbors={n_neighbors}.")
     radius = _attack.nearest(x, x, n_neighbors + 1)[0][:, -1]
     return float((_attack.nearest(y, x)[0][:, 0] <= radius).mean())
 
@@ -151,9 +149,7 @@ def gene_moments(real: Any, distilled: Any) -> dict[str, float]:
     >>> cellsmith.metrics.gene_moments(adata.X, small.layers["sketch_log"])  # doctest: +SKIP
     """
     if real.shape[1] != distilled.shape[1]:
-        raise SetupError(
-            f"Found {real.shape[1]} and {distilled.shape[1]} genes; expected the same genes."
-        )
+        raise SetupError(f"Found {real.shape[1]} and {distilled.shape[1]} genes; expected the same genes.")
     sides = [_moments(real), _moments(distilled)]
     return {name: _correlation(sides[0][name], sides[1][name]) for name in sides[0]}
 
