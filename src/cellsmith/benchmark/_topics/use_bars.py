@@ -67,6 +67,8 @@ def _type(results: Tables) -> Measured | None:
 def _planted(results: Tables) -> Measured | None:
     get = {m: results.mean("planted", DEFAULT, m) for m in ("spearman", "random", "nearer")}
     hits = results.values("planted", "planted genes", "found")
+    if not hits.empty and known(get["spearman"]) and not known(*get.values()):
+        return Measured(f"no topic selected in {len(hits)} draws, nothing predicted", meets=False)
     if not known(*get.values()) or hits.empty:
         return None
     text = f"{listed(get, sign=False)}; planted genes in the top 30: {', '.join(f'{v:.0f}' for v in hits)} of 15"
