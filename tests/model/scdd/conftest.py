@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 from cellsmith.datasets import toy_counts
@@ -64,3 +65,12 @@ def cells() -> Callable[..., AnnData]:
 def fitted() -> Callable[..., SCDD]:
     """``fitted(adata, setup=..., train=..., **model_kwargs)``: a model trained for a moment."""
     return fit
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Equal seeds give equal bits for equal numbers of threads; numba, which scanpy calls, changes that of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

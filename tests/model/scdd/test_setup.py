@@ -70,6 +70,8 @@ def test_untrained_and_trained_models_survive_saving(cells: Cells, model: SCDD, 
     model.save(tmp_path / "trained")
     back = SCDD.load(tmp_path / "trained", adata=model.adata.copy(), accelerator="cpu")
     again = back.distill(2, max_steps=25, weights={"residual_weight": 0.0})
+    assert again.uns["scdd"]["selected_step"] == small.uns["scdd"]["selected_step"]
+    np.testing.assert_array_equal(back.get_latent(), model.get_latent())
     assert (again.X != small.X).nnz == 0
     np.testing.assert_array_equal(again.obsm["X_scdd"], small.obsm["X_scdd"])
     np.testing.assert_array_equal(back.generate(5).X.toarray(), model.generate(5).X.toarray())

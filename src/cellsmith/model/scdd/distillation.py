@@ -198,8 +198,8 @@ class DistillMixin:
         table[cells.labels, cells.batch] = True
         label, batch = np.nonzero(~table)
         return {
-            "class": np.asarray(self.classes, dtype=str)[label],
-            "batch": np.asarray(self.batches, dtype=str)[batch],
+            "class": self.classes.astype(str)[label],
+            "batch": self.batches.astype(str)[batch],
         }
 
     def _check_request(self, plan: Plan, *, given: np.ndarray, asked: np.ndarray, cells: Cells) -> None:
@@ -257,7 +257,7 @@ class DistillMixin:
         """Optimise on a part of the cells; return the chosen iterate, its step, and the curve (section 5.4)."""
         start = step_zero(self.module, fit, n_groups=n_groups, plan=plan, streams=streams)
         iterate = self._distiller(fit, start, plan, streams)
-        phi = log_normalize(judged.counts, scale=self.module.scale).toarray().astype(np.float32)
+        phi = log_normalize(judged.counts, scale=self.module.scale).toarray()
         judge = HeldOut(phi, judged.labels, start.labels)
         kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -266,7 +266,7 @@ class DistillMixin:
                 rho = start.profile if step == 0 and start.residual is not None else None
                 view = iterate.view().numpy() if rho is None else np.log1p(self.module.scale * rho)
             kept.append((iterate.z.detach().clone(), None if iterate.r is None else iterate.r.detach().clone()))
-            return judge.judge(step, np.asarray(view, dtype=np.float32))
+            return judge.judge(step, np.asarray(view, dtype=np.float64))
 
         watch(0)
         iterate.run(plan.max_steps, watch)

@@ -56,7 +56,7 @@ class ClassBatches:
         self, phi: sparse.csr_matrix, labels: np.ndarray, *, n_classes: int, batch_size: int, streams: Streams
     ) -> None:
         small = phi.shape[0] * phi.shape[1] <= DENSE_ENTRIES
-        self._phi: Any = phi.toarray().astype(np.float32) if small else phi.astype(np.float32)
+        self._phi: Any = torch.from_numpy(phi.toarray()).float() if small else phi.astype(np.float32)
         self._rows = [np.flatnonzero(labels == k) for k in range(n_classes)]
         self._size, self._streams = batch_size, streams
 
@@ -66,8 +66,9 @@ class ClassBatches:
         for rows in self._rows:
             if len(rows) > self._size:
                 rows = np.sort(generator.choice(rows, self._size, replace=False))
-            part = self._phi[rows]
-            out.append(torch.from_numpy(part.toarray() if sparse.issparse(part) else part))
+            # Always in memory of torch: numpy aligns its arrays by chance, and the last bit of a product depends on it.
+            part = torch.from_numpy(self._phi[rows].toarray()).clone() if sparse.issparse(self._phi) else None
+            out.append(self._phi[torch.from_numpy(rows)] if part is None else part)
         return out
 
 
