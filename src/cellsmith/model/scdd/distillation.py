@@ -207,7 +207,7 @@ class DistillMixin:
         if len(capped):
             k = capped[0]
             warnings.warn(
-                f"{len(capped)} classes have fewer cells than the profiles asked for, first {self.classes[k]!r} with "
+                f"Classes with fewer cells than the profiles asked for: {len(capped)}, first {self.classes[k]!r} with "
                 f"{given[k]} cells for {asked[k]} profiles; each of their cells becomes a profile.",
                 DataWarning,
                 stacklevel=3,
