@@ -62,7 +62,7 @@ def test_one_line_writes_the_documented_slots(done: AnnData) -> None:
 def test_no_output_says_imputed(done: AnnData) -> None:
     """Nothing is imputed, and nothing says so."""
     names = [*done.obs, *done.obsm, *done.varm, *done.layers, *map(str, done.uns["bcpca"])]
-    assert not [name for name in names if "imput" in name.lower()]
+    assert not [name for name in names if "imput" in str(name).lower()]
 
 
 def test_the_input_is_left_as_it_was() -> None:
@@ -194,7 +194,7 @@ def test_the_mark_of_a_stored_mask_is_read(done: AnnData) -> None:
     for share in (None, "observed"):
         adata = data()
         cellsmith.pp.missing_mask(adata)
-        name = next(iter(adata.layers))
+        name = next(name for name in adata.layers if name)  # anndata 0.13 lists X too, as None
         if share:
             adata.layers["observed"] = sp.csr_matrix(1 - adata.layers.pop(name).toarray())
             adata.uns.pop(name)
