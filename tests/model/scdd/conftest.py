@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,15 @@ def fit(adata: AnnData, *, setup: dict[str, Any] | None = None, seed: int = 0, *
 
 @pytest.fixture(scope="session")
 def model() -> SCDD:
-    return fit(make(), setup={"layer": "counts"}, train={"max_epochs": {"autoencoder": 20, "generator": 40}})
+    with one_thread():
+        return fit(make(), setup={"layer": "counts"}, train={"max_epochs": {"autoencoder": 20, "generator": 40}})
 
 
 @pytest.fixture(scope="session")
 def small(model: SCDD) -> AnnData:
     """Two profiles a class after a few steps."""
-    return model.distill(2, max_steps=25, weights={"residual_weight": 0.0})
+    with one_thread():
+        return model.distill(2, max_steps=25, weights={"residual_weight": 0.0})
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +70,19 @@ def fitted() -> Callable[..., SCDD]:
     return fit
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     """Equal seeds give equal bits for equal numbers of threads; numba, which scanpy calls, changes that of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # fixtures of the session are made before this one, and pin the number themselves
+    with one_thread():
+        yield
