@@ -10,8 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from cellsmith.math import likelihood, topics
+from cellsmith.math.counts import GeneMoments, choose_genes
 from cellsmith.model.sce2tm import equations as eq
-from cellsmith.model.sce2tm.genes import GeneMoments, choose_genes
 from cellsmith.model.sce2tm.module import SCE2TMModule
 
 

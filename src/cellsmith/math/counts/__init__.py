@@ -7,11 +7,14 @@ from cellsmith.math.counts.dispersion import dispersion_moments, refit_dispersio
 from cellsmith.math.counts.library import LogLibrary, empirical_library, lognormal_library
 from cellsmith.math.counts.thinning import binomial_split, binomial_thin, largest_remainder
 from cellsmith.math.counts.validation import first_bad_count, library_totals
+from cellsmith.math.counts.variable import GeneMoments, choose_genes
 
 __all__ = [
+    "GeneMoments",
     "LogLibrary",
     "binomial_split",
     "binomial_thin",
+    "choose_genes",
     "dispersion_moments",
     "empirical_library",
     "exact_total",

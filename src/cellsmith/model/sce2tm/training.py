@@ -14,10 +14,10 @@ from torch import Tensor
 from cellsmith._errors import DataWarning, SetupError
 from cellsmith._rng import Streams, isolated
 from cellsmith.data.splits import scipy_counts
+from cellsmith.math.counts import GeneMoments, choose_genes
 from cellsmith.model.sce2tm import equations as eq
 from cellsmith.model.sce2tm import views
 from cellsmith.model.sce2tm.cells import ModelledCells
-from cellsmith.model.sce2tm.genes import GeneMoments, choose_genes
 
 __all__ = ["TrainingMixin"]
 

@@ -1,4 +1,4 @@
-"""Which genes are modelled: the most variable ones, by the rule of Seurat, from moments alone."""
+"""Which genes vary most, by the rule of Seurat, from moments alone."""
 
 from __future__ import annotations
 
