@@ -1,8 +1,8 @@
-"""Labels from scores: Hungarian alignment, how sure a row of probabilities is, and agreement of two partitions."""
+"""Labels from scores: alignment, certainty of a row, agreement of partitions, soft assignment to centres."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,21 @@ from scipy.sparse import coo_array
 
 from cellsmith._errors import SetupError
 
-__all__ = ["adjusted_rand", "entropy", "hungarian", "margin"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "adjusted_rand",
+    "entropy",
+    "hungarian",
+    "margin",
+    "ordered_clusters",
+    "row_divergence",
+    "sharpen",
+    "student_t",
+]
+
+_TINY = 1e-12
 
 Floats = npt.NDArray[np.float64]
 
@@ -138,3 +152,82 @@ def adjusted_rand(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     above = 2 * (together * apart - only_first * only_second)
     below = (together + only_first) * (only_first + apart) + (together + only_second) * (only_second + apart)
     return above / below
+
+
+def ordered_clusters(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return clusters numbered by falling size, ties by their first cell: the same for any names of them.
+
+    Parameters
+    ----------
+    labels
+        ``(n,)`` names or numbers.
+
+    Returns
+    -------
+    ``(n,)`` int64.
+    """
+    values = np.asarray(labels).reshape(-1)
+    _, first, codes, sizes = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(sizes.size, dtype=np.int64)
+    rank[np.lexsort((first, -sizes))] = np.arange(sizes.size)
+    return rank[codes.reshape(-1)]
+
+
+def student_t(z: Tensor, centers: Tensor, *, dof: float = 1.0) -> Tensor:
+    """Assign cells softly to centres by a Student t kernel (Xie et al., 2016, Eq. 1; scAGC S13).
+
+    q_ic is proportional to (1 + |z_i - mu_c|^2 / dof)^-((dof + 1) / 2).
+
+    Parameters
+    ----------
+    z
+        ``(n, d)`` latent coordinates.
+    centers
+        ``(K, d)`` centres mu.
+    dof
+        Degrees of freedom > 0; 1 as published.
+
+    Returns
+    -------
+    ``(n, K)`` probabilities, rows sum to 1.
+    """
+    square = (z[:, None, :] - centers[None, :, :]).square().sum(dim=2)
+    return (-(dof + 1.0) / 2.0 * (square / dof).log1p()).softmax(dim=1)
+
+
+def sharpen(q: Tensor, *, sizes: Tensor | None = None) -> Tensor:
+    """Square probabilities, divided by the size of their cluster: the target of DEC (Xie et al., 2016, Eq. 3).
+
+    p_ic is proportional to q_ic^2 / f_c.
+
+    Parameters
+    ----------
+    q
+        ``(n, K)`` probabilities, rows sum to 1.
+    sizes
+        ``(K,)`` sizes f > 0, on any scale; None: the column sums of ``q``. Mini-batches need those of all cells.
+
+    Returns
+    -------
+    ``(n, K)``, rows sum to 1. Targets carry no gradient in DEC: detach them.
+    """
+    f = q.sum(dim=0) if sizes is None else sizes
+    weight = q.square() / f.clamp(min=_TINY)
+    return weight / weight.sum(dim=1, keepdim=True).clamp(min=_TINY)
+
+
+def row_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence from p to q, sum_c p_ic log(p_ic / q_ic), mean over the cells.
+
+    DEC minimises it with p the target and q the assignment; the other direction is ``row_divergence(q, p)``.
+
+    Parameters
+    ----------
+    p, q
+        ``(n, K)`` probabilities, rows sum to 1.
+
+    Returns
+    -------
+    A scalar >= 0, in nats; probabilities count as at least 1e-12.
+    """
+    return (p * (p.clamp(min=_TINY).log() - q.clamp(min=_TINY).log())).sum(dim=1).mean()
