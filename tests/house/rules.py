@@ -56,7 +56,7 @@ TREE = {
     "": {"__init__", "_record", "cli", *_BASE}
     | {"demo", "math", "nn", "data", "model", "tl", "pp", "pl", "metrics", "benchmark", "datasets"},
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
-    | {"enrichment", "matching", "latent", "ontology", "conformal", "privacy", "missing"},
+    | {"enrichment", "matching", "latent", "ontology", "conformal", "privacy", "missing", "pca"},
     "nn": {"mlp", "heads", "denoiser", "propagation", "autoencoder", "pool"},
     "data": {"fields", "splits", "source"},
     "model": {"_base", "_stage", "_fitted", "_calibration", *METHODS},

@@ -8,6 +8,7 @@ from cellsmith.math.counts.library import LogLibrary, empirical_library, lognorm
 from cellsmith.math.counts.thinning import binomial_split, binomial_thin, largest_remainder
 from cellsmith.math.counts.validation import first_bad_count, library_totals
 from cellsmith.math.counts.variable import GeneMoments, choose_genes
+from cellsmith.math.counts.views import log_normalized, perturbed_view
 
 __all__ = [
     "GeneMoments",
@@ -21,8 +22,10 @@ __all__ = [
     "first_bad_count",
     "largest_remainder",
     "library_totals",
+    "log_normalized",
     "lognormal_library",
     "nb_counts",
+    "perturbed_view",
     "refit_dispersion",
     "shrink_dispersion",
 ]

@@ -31,7 +31,13 @@ class GeneMoments:
         self.square = np.zeros(n_genes)
 
     def add(self, counts: sparse.csr_matrix) -> None:
-        """Add cells (n, n_genes); each is scaled to a total of 10,000 first."""
+        """Add cells; each is scaled to a total of 10,000 first.
+
+        Parameters
+        ----------
+        counts
+            (n, n_genes).
+        """
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
         scaled = sparse.csr_matrix(sparse.diags(SCALE / np.maximum(totals, 1e-300)) @ counts.astype(np.float64))
         self.n_cells += counts.shape[0]
@@ -40,7 +46,13 @@ class GeneMoments:
 
     @classmethod
     def of(cls, batches: Iterable[sparse.csr_matrix]) -> GeneMoments:
-        """Return the moments of all cells of some batches."""
+        """Return the moments of all cells of some batches.
+
+        Parameters
+        ----------
+        batches
+            Counts (n, n_genes) each, at least one.
+        """
         rest = iter(batches)
         first = next(rest)
         moments = cls(first.shape[1])

@@ -17,7 +17,13 @@ _Floats = npt.NDArray[np.float64]
 
 
 def self_loops(graph: Any) -> sp.csr_matrix:
-    """Return A + I, float64 with sorted indices; a stored diagonal of A ``(n, n)`` is replaced by 1."""
+    """Return A + I, float64 CSR with sorted indices.
+
+    Parameters
+    ----------
+    graph
+        ``(n, n)`` scipy sparse A; a diagonal that it stores is replaced by 1.
+    """
     matrix = sp.csr_matrix(graph, dtype=np.float64, copy=True)
     matrix.setdiag(0.0)
     matrix.eliminate_zeros()
