@@ -138,7 +138,8 @@ def wiring(
     clip_norm
         C.
     replacements
-        Units (name -> tensor without the unit dimension) that take the place of others.
+        Units (name -> tensor without the unit dimension) that take the place of others; finite, since in a batch that
+        is differentiated as a whole NaN reaches every unit (training drops such units one by one).
     trained
         Name -> tensor of parameters that are trained without noise; sound modes have none.
     n_steps
