@@ -13,7 +13,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from cellsmith._errors import SetupError
-from cellsmith.data.fields import check_counts, check_covariates, modality_of
+from cellsmith.data.checks import check_counts, check_covariates, modality_of
 from cellsmith.datasets import toy_counts
 from cellsmith.model import SCLD
 

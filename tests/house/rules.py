@@ -58,8 +58,8 @@ TREE = {
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
     | {"enrichment", "matching", "latent", "ontology", "conformal", "privacy", "missing", "pca"},
     "nn": {"mlp", "heads", "denoiser", "propagation", "autoencoder", "pool"},
-    "data": {"fields", "splits", "source", "graphs"},
-    "model": {"_base", "_stage", "_fitted", "_calibration", *METHODS},
+    "data": {"checks", "fields", "splits", "source", "graphs"},
+    "model": {"_base", "_stage", "_fitted", "_calibration", "_deviation", *METHODS},
     "metrics": {"synthesis", "privacy", "clustering", "annotation", "missingness", "topics", "distillation"}
     | {"privacy_audit"},
 }

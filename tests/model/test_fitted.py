@@ -15,7 +15,8 @@ from scvi import REGISTRY_KEYS
 from cellsmith import _record
 from cellsmith._errors import NotTrainedError, SetupError
 from cellsmith._rng import Streams
-from cellsmith.data.fields import cell_fields, check_counts
+from cellsmith.data.checks import check_counts
+from cellsmith.data.fields import cell_fields
 from cellsmith.model._fitted import Fit, FittedModel, FittedState
 
 

@@ -1,4 +1,4 @@
-"""The AnnData and MuData fields that a count model registers, and the checks made on them."""
+"""The AnnData and MuData fields that a count model registers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from scvi.data import fields as scvi_fields
 from scvi.data.fields import CategoricalObsField, MuDataWrapper
 
 from cellsmith._errors import SetupError, nearest
-from cellsmith.math.counts import first_bad_count, library_totals
 from cellsmith.nn.autoencoder import REP_KEY
 
-__all__ = ["REP_KEY", "LabelsField", "cell_fields", "check_counts", "check_covariates", "modality_of"]
-
-MIN_CELLS = 50
+__all__ = ["REP_KEY", "LabelsField", "MuDataLabelsField", "cell_fields"]
 
 
 class LabelsField(CategoricalObsField):
@@ -154,121 +151,3 @@ def cell_fields(
     if use_rep is not None:
         out.append(field("ObsmField", "use_rep", REP_KEY, use_rep))
     return out
-
-
-def modality_of(mdata: Any, modalities: Mapping[str, str | None] | None, argument: str) -> Any:
-    """Return the AnnData of a MuData that an argument lives in (the MuData itself for the top level).
-
-    Raises
-    ------
-    SetupError
-        If ``modalities`` is None or names a modality that the object lacks.
-    """
-    if modalities is None:
-        raise SetupError(
-            "modalities=None, but a MuData object needs to know where its counts are. "
-            f"Type modalities={{'layer': <name>}}; this object has {list(mdata.mod)}."
-        )
-    name = modalities.get(argument)
-    if name is None:
-        return mdata
-    if name not in mdata.mod:
-        raise SetupError(f"modalities[{argument!r}]={name!r} is not a modality. {nearest(name, mdata.mod)}")
-    return mdata.mod[name]
-
-
-def check_counts(adata: Any, layer: str | None, *, min_cells: int = MIN_CELLS) -> None:
-    """Refuse anything that a count likelihood cannot describe, naming the first offending cell and gene.
-
-    Parameters
-    ----------
-    adata
-        AnnData with ``n`` cells and ``G`` genes.
-    layer
-        Layer with the counts; None is ``.X``.
-    min_cells
-        Fewest cells to accept.
-
-    Raises
-    ------
-    SetupError
-        If the layer is missing; if there are fewer than ``min_cells`` cells or fewer than 2 genes; if a value is
-        negative, fractional, NaN or infinite; if a cell has no count at all.
-    """
-    if hasattr(adata, "mod"):
-        raise SetupError(
-            f"Found a MuData with the modalities {list(adata.mod)}; expected an AnnData. Type mdata.mod[...], or "
-            "setup_mudata(mdata, modalities={'layer': ...})."
-        )
-    where = ".X" if layer is None else f".layers[{layer!r}]"
-    if layer is not None and layer not in adata.layers:
-        raise SetupError(f"layer={layer!r} is not in .layers. {nearest(layer, adata.layers)}")
-    x = adata.X if layer is None else adata.layers[layer]
-    if x is None:
-        raise SetupError(f"{where} is empty. Put raw counts there, or name the layer that has them with layer=.")
-    n_obs, n_vars = x.shape
-    if n_obs < min_cells or n_vars < 2:
-        raise SetupError(f"Found {n_obs} cells and {n_vars} genes; at least {min_cells} cells and 2 genes are needed.")
-    bad = first_bad_count(x)
-    if bad is not None:
-        i, g, value = bad
-        raise SetupError(
-            f"{where} must hold raw counts, but cell {adata.obs_names[i]!r}, gene {adata.var_names[g]!r} is {value!r} "
-            "(negative, fractional or not finite). Name the layer with the raw counts: layer='counts'; "
-            f"layers here: {list(adata.layers) or '(none)'}."
-        )
-    totals = library_totals(x)
-    empty = np.flatnonzero(totals == 0)
-    if len(empty):
-        names = ", ".join(map(repr, adata.obs_names[empty[:3]]))
-        raise SetupError(
-            f"{len(empty)} cells have a total of zero (first: {names}); the logarithm of their total is undefined. "
-            "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
-        )
-
-
-def check_covariates(
-    obs: pd.DataFrame,
-    *,
-    categorical: Mapping[str, str | None],
-    continuous: Sequence[str] = (),
-    positive: str | None = None,
-) -> None:
-    """Refuse columns of ``.obs`` that are missing or have missing values.
-
-    Parameters
-    ----------
-    obs
-        Table of the cells.
-    categorical
-        Argument name -> column name; a name starting with ``labels_key`` may have missing values.
-    continuous
-        Columns that must be finite numbers.
-    positive
-        Column that must be finite and above zero.
-
-    Raises
-    ------
-    SetupError
-        Naming the argument, the column and the first offending cell.
-    """
-    for argument, column in categorical.items():
-        if column is None:
-            continue
-        if column not in obs:
-            raise SetupError(f"{argument}={column!r} is not a column of .obs. {nearest(column, obs.columns)}")
-        if argument != "labels_key" and obs[column].isna().any():
-            first = obs.index[np.flatnonzero(obs[column].isna())[0]]
-            raise SetupError(
-                f".obs[{column!r}] ({argument}) is missing for {int(obs[column].isna().sum())} cells, first {first!r}. "
-                "Only labels_key may have missing values: fill the column or drop the cells."
-            )
-    for column in (*continuous, *([positive] if positive else [])):
-        if column not in obs:
-            raise SetupError(f"{column!r} is not a column of .obs. {nearest(column, obs.columns)}")
-        values = pd.to_numeric(obs[column], errors="coerce").to_numpy(dtype=float)
-        wrong = ~np.isfinite(values) | (values <= 0 if column == positive else False)
-        if wrong.any():
-            i = int(np.flatnonzero(wrong)[0])
-            need = "a positive finite number" if column == positive else "a finite number"
-            raise SetupError(f".obs[{column!r}] of cell {obs.index[i]!r} is {obs[column].iloc[i]!r}; expected {need}.")

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellsmith import _keys, _record
+from cellsmith import _record
 from cellsmith._errors import DataWarning, SetupError
 from cellsmith._rng import Streams, resolve_seed
-from cellsmith.data.fields import check_counts, check_covariates
-from cellsmith.math.topics import data_npmi, diversity, matched_cosine, top_genes
+from cellsmith.data.checks import check_counts, check_covariates
+from cellsmith.math.topics import agreement, data_npmi, diversity, top_genes
 from cellsmith.tl._door import open_door
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def sce2tm_choose_n_topics(
     of the held-out cells by completion (mean over seeds) and its standard error ``perplexity_error``, ``npmi`` of the
     ten top genes over the training cells, ``diversity`` (distinct top genes / all), ``redundancy`` (share of topics
     with more than half of their top genes in common with another), ``stability`` (mean cosine of matched topics over
-    pairs of seeds, of loadings minus the even share 1 / K); ``runs``, one row a fit, the same without ``stability``;
+    pairs of seeds, see :func:`cellsmith.metrics.topic_stability`); ``runs``, one row a fit, without ``stability``;
     ``proposal``; and ``reached``, whether it keeps all bounds.
 
     Raises
@@ -93,7 +93,7 @@ def sce2tm_choose_n_topics(
     >>> cellsmith.tl.sce2tm_choose_n_topics(adata, n_topics=(10, 20, 30))  # doctest: +SKIP
     >>> cellsmith.pl.n_topics_curve(adata)  # doctest: +SKIP
     """
-    _keys.validate(key_added)
+    _record.check_free(adata, key_added, "sce2tm_n_topics", {})  # before the fits, not after them
     sizes = _check(n_topics, n_seeds, model_kwargs)
     check_counts(adata, layer)
     check_covariates(adata.obs, categorical={"batch_key": batch_key})
@@ -221,13 +221,9 @@ def _fit(
 
 
 def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    """Return the mean cosine of matched topics over the genes that both fits model.
-
-    Of loadings minus the even share 1 / K: loadings lie near it, and a constant agrees with any other.
-    """
+    """Return the mean cosine of matched topics over the genes that both fits model."""
     common = first.index.intersection(second.index)
-    above = [(fit.loc[common].to_numpy() - 1 / fit.shape[1]).T for fit in (first, second)]
-    return float(matched_cosine(above[0], above[1])[2].mean())
+    return float(agreement(*(fit.loc[common].to_numpy().T for fit in (first, second))).mean())
 
 
 def _summary(runs: Table, sizes: Sequence[int], stability: npt.NDArray[Any]) -> Table:

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from cellsmith import _keys, _record
 from cellsmith._errors import MissingExtraError, SetupError, nearest
 from cellsmith._rng import Streams, isolated, resolve_seed
-from cellsmith.data.fields import check_counts, check_covariates
+from cellsmith.data.checks import check_counts, check_covariates
 from cellsmith.math import matching
 from cellsmith.math.counts import library_totals
 

@@ -35,7 +35,7 @@ def test_the_name_is_told_apart() -> None:
         (lambda a: a.X.data.__setitem__(0, -1), {}, "negative"),
         (lambda a: a.obsm.__setitem__("E", np.full((60, 2), np.nan)), {"use_rep": "E"}, "not finite in 60 rows"),
         (lambda a: None, {"use_rep": "E"}, "not in .obsm"),
-        (lambda a: a.__setattr__("var_names", ["g"] * a.n_vars), {}, "occur repeatedly, first 'g'"),
+        (lambda a: a.__setattr__("var_names", ["g"] * a.n_vars), {}, "holds 'g' twice"),
         (lambda a: None, {"batch_key": "batches"}, "batch"),
     ],
 )

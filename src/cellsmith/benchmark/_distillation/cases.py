@@ -14,7 +14,7 @@ from scipy import sparse
 from cellsmith._errors import SetupError, nearest
 from cellsmith.benchmark._distillation.recipe import log_view
 from cellsmith.benchmark._files import MAX_GENES, load, variable_genes
-from cellsmith.data.fields import check_counts, check_covariates
+from cellsmith.data.checks import check_counts, check_covariates
 from cellsmith.math.matching import log_normalize, principal_components, target_sum
 
 __all__ = ["EMBEDDED", "FILES", "REP", "Cut", "Reading", "cut", "labelled_counts", "read"]

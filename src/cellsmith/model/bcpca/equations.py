@@ -12,12 +12,11 @@ eigenvalues. Inner products are per feature: divided by shared features, not sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from cellsmith.math import gram, missing
+from cellsmith.model._deviation import Deviation
 
 __all__ = ["DEVIATIONS", "EQUATIONS", "Deviation", "corrected_gram", "naive_gram"]
 
@@ -70,31 +69,6 @@ EQUATIONS = {
     "E20": missing.consensus_zeros,
     "E21": gram.diagnose,
 }
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One difference from the published method.
-
-    Parameters
-    ----------
-    subject
-        What differs.
-    published
-        What the published text or code says.
-    change
-        What this package does.
-    why
-        The reason.
-    test
-        The test that shows it.
-    """
-
-    subject: str
-    published: str
-    change: str
-    why: str
-    test: str
 
 
 _MODEL = "tests/model/bcpca/test_fit.py"

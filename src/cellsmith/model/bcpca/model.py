@@ -11,7 +11,7 @@ from scvi.data import fields as scvi_fields
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import check_covariates, modality_of
+from cellsmith.data.checks import check_covariates, counts_carrier, modality_of
 from cellsmith.model._fitted import Fit, FittedModel
 from cellsmith.model.bcpca import fitting, report
 from cellsmith.model.bcpca.covariates import describe_covariates
@@ -220,9 +220,7 @@ class BCPCA(QueryMixin, FittedModel):
         SetupError
             If ``modalities`` is None or lacks the layer, or layer, mask or column cannot be used.
         """
-        carrier, groups = (modality_of(mdata, modalities, name) for name in ("layer", "batch_key"))
-        if carrier is mdata:
-            raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
+        carrier, groups = counts_carrier(mdata, modalities), modality_of(mdata, modalities, "batch_key")
         mask = _prepare(carrier, layer=layer, mask=mask, obs=groups.obs, batch_key=batch_key, source=source_registry)
         fields = [
             scvi_fields.MuDataLayerField(

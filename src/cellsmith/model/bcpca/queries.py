@@ -10,7 +10,7 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from cellsmith._errors import MissingnessWarning, SetupError, nearest
-from cellsmith.data.fields import modality_of
+from cellsmith.data.checks import place_of
 from cellsmith.math import gram
 from cellsmith.model.bcpca.covariates import design_matrix
 from cellsmith.model.bcpca.placing import Asked, Placed, place
@@ -32,7 +32,7 @@ class QueryMixin:
     def _carrier(self, adata: Any) -> Any:
         """Return the AnnData with the values."""
         modalities = self._setup_args.get("modalities")
-        return modality_of(adata, modalities, "layer") if hasattr(adata, "mod") else adata
+        return place_of(adata, modalities, "layer")
 
     def _open(self, adata: Any, *, own: bool = False) -> Source:
         args = self._setup_args
@@ -51,7 +51,7 @@ class QueryMixin:
         if column is None or not (isinstance(prob, str) and prob == "grouped"):
             return None
         categories = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
-        holder = modality_of(adata, args.get("modalities"), "batch_key") if hasattr(adata, "mod") else adata
+        holder = place_of(adata, args.get("modalities"), "batch_key")
         if column not in holder.obs:
             raise SetupError(f"batch_key={column!r} of the fit is not a column of .obs. {nearest(column, holder.obs)}")
         values = holder.obs[column]

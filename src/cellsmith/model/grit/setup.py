@@ -10,7 +10,8 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, MuDataCategoricalObsField
 
 from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import LabelsField, MuDataLabelsField, check_covariates, modality_of
+from cellsmith.data.checks import check_covariates, modality_of
+from cellsmith.data.fields import LabelsField, MuDataLabelsField
 from cellsmith.model.grit.inputs import class_names, given_graph, stored_classes
 
 __all__ = ["check_setup", "fields_of", "place_of", "registered_labels"]

@@ -13,7 +13,8 @@ from scvi.model._utils import get_max_epochs_heuristic
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import cell_fields, modality_of
+from cellsmith.data.checks import setup_arguments
+from cellsmith.data.fields import cell_fields
 from cellsmith.data.source import build_source, describe_source
 from cellsmith.math.counts import library_totals
 from cellsmith.model._base import CellModel
@@ -21,7 +22,7 @@ from cellsmith.model._stage import Optim, Ramp, Stage
 from cellsmith.model.scdd.distillation import DistillMixin
 from cellsmith.model.scdd.module import SCDDModule
 from cellsmith.model.scdd.queries import QueryMixin
-from cellsmith.model.scdd.registration import check_columns, check_labels, check_object, check_rep
+from cellsmith.model.scdd.registration import check_setup
 from cellsmith.model.scdd.training import TrainingMixin
 from cellsmith.nn.autoencoder import ForeignAutoencoder
 
@@ -232,12 +233,8 @@ class SCDD(TrainingMixin, DistillMixin, QueryMixin, CellModel):
         SetupError
             If the counts or a column cannot be used; the object is then untouched.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
-        check_object(adata, layer)
-        if source_registry is None:
-            check_labels(adata.obs, labels_key, unlabeled_category)
-        check_columns(adata.obs, batch_key=batch_key, size_factor_key=size_factor_key)
-        check_rep(adata, use_rep)
+        args = setup_arguments(locals())
+        check_setup(adata, args, labelled=source_registry is None)
         cls._register(adata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod
@@ -274,15 +271,8 @@ class SCDD(TrainingMixin, DistillMixin, QueryMixin, CellModel):
         SetupError
             If ``modalities`` is None, or a modality or column cannot be used.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "mdata", "source_registry", "__class__")}
-        carrier = modality_of(mdata, modalities, "layer")
-        if carrier is mdata:
-            raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
-        check_object(carrier, layer)
-        check_labels(modality_of(mdata, modalities, "labels_key").obs, labels_key, unlabeled_category)
-        check_columns(modality_of(mdata, modalities, "batch_key").obs, batch_key=batch_key)
-        check_columns(modality_of(mdata, modalities, "size_factor_key").obs, size_factor_key=size_factor_key)
-        check_rep(modality_of(mdata, modalities, "use_rep"), use_rep)
+        args = setup_arguments(locals())
+        check_setup(mdata, args, labelled=source_registry is None)
         cls._register(mdata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod

@@ -12,14 +12,33 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from cellsmith._errors import DataWarning, SetupError, nearest
-from cellsmith.data.fields import check_counts
+from cellsmith.data.checks import check_counts
 from cellsmith.data.splits import CellReader
 from cellsmith.model._base import _drop_foreign_uuid
 from cellsmith.model.sce2tm import equations as eq
 
-__all__ = ["BATCH_SIZE", "CodingMixin"]
+__all__ = ["BATCH_SIZE", "CodingMixin", "positions"]
 
 BATCH_SIZE = 1024
+
+
+def positions(indices: Any, n: int) -> np.ndarray:
+    """Return which of n cells are meant by a mask, positions or a slice; None is all.
+
+    Raises
+    ------
+    SetupError
+        For anything else, positions that do not exist, and no cell at all.
+    """
+    if indices is None:
+        return np.arange(n)
+    given = np.arange(n)[indices] if isinstance(indices, slice) else np.asarray(indices)
+    if given.dtype == bool and given.shape == (n,):
+        given = np.flatnonzero(given)
+    if given.ndim == 1 and len(given) and given.dtype.kind in "iu" and given.min() >= -n and given.max() < n:
+        return np.arange(n)[given]
+    what = f"{given.dtype} of shape {given.shape}" if given.size else "no cell"
+    raise SetupError(f"Found {what}; expected positions from 0 to {n - 1}, or a mask of {n} cells with one True.")
 
 
 class CodingMixin:
@@ -102,7 +121,7 @@ class CodingMixin:
 
     def _batches(self, adata: Any, indices: Any, batch_size: int | None) -> Iterator[Mapping[str, Tensor]]:
         reader = CellReader(self.get_anndata_manager(self._validate_anndata(adata), required=True))
-        order = np.arange(len(reader)) if indices is None else np.arange(len(reader))[indices]
+        order = positions(indices, len(reader))
         step = batch_size or BATCH_SIZE
         for start in range(0, len(order), step):
             batch = reader[order[start : start + step]]
@@ -150,12 +169,11 @@ class CodingMixin:
         mass_of = torch.from_numpy(np.asarray(mass, dtype=np.float32))
         return eq.normalized_expression(log_rho, mass_of, library_size=library_size).numpy()
 
-    def _expression_of(self, cells: Any, rows: np.ndarray) -> Callable[[slice, np.ndarray], np.ndarray]:
-        """Return f(part, theta): T22 for the cells rows[part], with their own batch and S, at other proportions."""
-        codes, mass = self._batch_codes(cells)[rows], self._mass(cells, indices=rows)
+    def _expression_of(self, batch_codes: np.ndarray, mass: np.ndarray) -> Callable[[slice, np.ndarray], np.ndarray]:
+        """Return f(part, theta): T22 for a part of cells, with their own batch and S, at other proportions."""
 
         def express(part: slice, theta: np.ndarray) -> np.ndarray:
-            return self._express(theta, batch_codes=codes[part], mass=mass[part])
+            return self._express(theta, batch_codes=batch_codes[part], mass=mass[part])
 
         return express
 

@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from cellsmith.model._deviation import Deviation
 
-__all__ = ["DEVIATIONS", "Deviation"]
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One difference from the published method.
-
-    Parameters
-    ----------
-    subject
-        What differs.
-    published
-        What the public code does.
-    change
-        What this package does.
-    why
-        The reason.
-    test
-        The test that shows it.
-    """
-
-    subject: str
-    published: str
-    change: str
-    why: str
-    test: str
+__all__ = ["DEVIATIONS"]
 
 
 _HERE = "tests/model/sce2tm"

@@ -11,10 +11,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy.special import softmax
 
-from cellsmith import _record
+from cellsmith import _keys, _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import Streams
 from cellsmith.model.sce2tm import perturb
+from cellsmith.model.sce2tm.coding import positions
 
 __all__ = ["Perturbation", "PerturbationMixin"]
 
@@ -139,14 +140,14 @@ class PerturbationMixin:
         if test not in perturb.TESTS:
             raise SetupError(f"test={test!r}. {nearest(test, perturb.TESTS)}")
         cells = self._object(adata)
-        rows = _positions(indices, cells.n_obs)
+        rows = positions(indices, cells.n_obs)
         column = _column(cells, groupby, "groupby").iloc[rows]
         sides = [_members(column, value, groupby) for value in (group, reference)]
         if (sides[0] & sides[1]).any():
             raise SetupError(f"group and reference are both {group!r}; expected two values of .obs[{groupby!r}].")
         samples = None if sample_key is None else _codes(_column(cells, sample_key, "sample_key").iloc[rows])[0]
-        self._refuse_told_by_batch(cells, rows, sides, what=f"groupby={groupby!r}")
-        mu = self._encode(cells)[0]
+        mu, codes, _ = self._coded(cells, np.arange(cells.n_obs))
+        _refuse_told_by_batch(codes[rows], sides, what=f"groupby={groupby!r}")
         scale = (mu if cells is self.adata else self._encode(self._object(None))[0]).std(axis=0)
         table = perturb.compare_topics(
             mu[rows],
@@ -193,7 +194,7 @@ class PerturbationMixin:
         Parameters
         ----------
         adata
-            Cells; None is the training object.
+            Cells; None is the training object. Another object's genes are matched by name, as in :meth:`map_query`.
         indices
             Positions of the cells to edit; None is all.
         topics
@@ -236,7 +237,7 @@ class PerturbationMixin:
         _check_request(op, strength, space)
         chosen, values = _chosen(topics, op, names)
         cells = self._object(adata)
-        rows = _positions(indices, cells.n_obs)
+        rows = positions(indices, cells.n_obs)
         if per_cell:
             perturb.check_size(len(rows), len(self._genes))
         codes, groups = _groups(cells, by, rows)
@@ -249,10 +250,10 @@ class PerturbationMixin:
         else:
             # of "ablate" the share that is taken away is the strength itself
             values = np.tile(np.full(len(chosen), strength) if op == "ablate" else values, (len(groups), 1))
-        mu = self._encode(cells, indices=rows, batch_size=batch_size)[0]
+        mu, batch_codes, mass = self._coded(cells, rows, batch_size)
         after = perturb.edit_topics(mu, chosen, values[codes], op=op, strength=strength, space=space)
         theta = [softmax(m.astype(np.float64), axis=1).astype(np.float32) for m in (mu, after)]
-        express = self._expression_of(cells, rows)
+        express = self._expression_of(batch_codes, mass)
         obs = _own_columns(cells).iloc[rows]
         logfc = _fold_changes(express, theta, codes, groups=None if per_cell else groups)
         logfc.index = obs.index if per_cell else groups
@@ -293,8 +294,8 @@ class PerturbationMixin:
                 "the training object, which carries them. Type source=mask, target=mask."
             )
         n = self._object(None).n_obs
-        masks = [np.isin(np.arange(n), _positions(side, n)) for side in (source, target)]
-        self._refuse_told_by_batch(self.adata, np.arange(n), masks, what="source and target")
+        masks = [np.isin(np.arange(n), positions(side, n)) for side in (source, target)]
+        _refuse_told_by_batch(self._batch_codes(None), masks, what="source and target")
         return masks[0], masks[1]
 
     def _shifts(
@@ -308,13 +309,14 @@ class PerturbationMixin:
             codes = groups.get_indexer(_column(self.adata, by, "by").astype(str))
         return perturb.group_shifts(values, *sides, codes=codes, n_groups=len(groups))
 
-    def _refuse_told_by_batch(self, cells: Any, rows: np.ndarray, sides: Sequence[np.ndarray], *, what: str) -> None:
-        if perturb.told_by_batch(self._batch_codes(cells)[rows], *sides):
-            raise SetupError(
-                f"The registered batch of a cell tells on which side of {what} it is, so the decoder's offsets have "
-                "absorbed the difference that topics should show. Set the model up without batch_key (or with one "
-                "that has cells on both sides) and train again."
-            )
+
+def _refuse_told_by_batch(codes: np.ndarray, sides: Sequence[np.ndarray], *, what: str) -> None:
+    if perturb.told_by_batch(codes, *sides):
+        raise SetupError(
+            f"The registered batch of a cell tells on which side of {what} it is, so the decoder's offsets have "
+            "absorbed the difference that topics should show. Set the model up without batch_key (or with one that has "
+            "cells on both sides) and train again."
+        )
 
 
 def _origin(sides: Sequence[np.ndarray], selection: Mapping[str, Any]) -> dict[str, str]:
@@ -396,19 +398,6 @@ def _largest(selection: pd.DataFrame) -> str:
     return f"The largest effects are {shown}. Lower min_effect in select_topics, or raise fdr. " if pairs else ""
 
 
-def _positions(indices: Any, n: int) -> np.ndarray:
-    """Return positions of at least one cell from a mask, positions, or None for all."""
-    if indices is None:
-        return np.arange(n)
-    given = np.asarray(indices)
-    if given.dtype == bool and given.shape == (n,):
-        given = np.flatnonzero(given)
-    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= n:
-        what = f"{given.dtype} of shape {given.shape}" if len(given) else "no cell"
-        raise SetupError(f"Found {what}; expected positions from 0 to {n - 1}, or a mask of {n} cells with one True.")
-    return given
-
-
 def _column(cells: Any, name: str, argument: str) -> pd.Series:
     if name not in cells.obs:
         raise SetupError(f"{argument}={name!r} is not a column of .obs. {nearest(name, cells.obs.columns)}")
@@ -439,5 +428,8 @@ def _groups(cells: Any, by: str | None, rows: np.ndarray) -> tuple[np.ndarray, p
 
 
 def _own_columns(cells: Any) -> pd.DataFrame:
-    """Return the columns of the cells that neither scvi-tools nor this method wrote."""
-    return cells.obs[[c for c in cells.obs.columns if not str(c).startswith(("_scvi", "sce2tm"))]]
+    """Return the columns of the cells that neither scvi-tools nor this method wrote, under whatever key."""
+    written = _keys.outputs_of("sce2tm", "sce2tm").union(
+        *(_keys.outputs_of("sce2tm", key) for key in _record.keys_of(cells, "sce2tm"))
+    )
+    return cells.obs[[c for c in cells.obs if not str(c).startswith("_scvi") and ("obs", c) not in written]]

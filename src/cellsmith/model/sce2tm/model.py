@@ -12,7 +12,8 @@ import numpy as np
 from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import isolated
-from cellsmith.data.fields import cell_fields, check_counts, check_covariates, modality_of
+from cellsmith.data.checks import check_registration, setup_arguments
+from cellsmith.data.fields import cell_fields
 from cellsmith.model._base import CellModel
 from cellsmith.model._stage import Optim, Stage
 from cellsmith.model.sce2tm import equations as eq
@@ -49,7 +50,7 @@ PAPER = {
     "loss_scale": ("mass", "paper"),
     "ecr_weight": (100.0, 100.0),
     "ecr_temperature": (0.05, 0.05),
-    "ecr_gradient": ("unrolled", "unrolled"),
+    "ecr_gradient": ("implicit", "unrolled"),
     "cross_weight": (20.0, 1.0),
     "balance_weight": (5.0, 5.0),
     "contrast_temperature": (0.5, 0.5),
@@ -109,7 +110,8 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
     ecr_temperature
         Its entropy.
     ecr_gradient
-        "unrolled" or "implicit" (the same at constant memory); "envelope" is wrong on purpose, for comparison.
+        "implicit", that of the exact plan, each solve from the one before; "unrolled", through the sweeps, as published;
+            "envelope" is wrong on purpose, for comparison.
     cross_weight
         Weight of the external view, times its measured quality.
     balance_weight
@@ -166,7 +168,7 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         loss_scale: str = "mass",
         ecr_weight: float = 100.0,
         ecr_temperature: float = 0.05,
-        ecr_gradient: str = "unrolled",
+        ecr_gradient: str = "implicit",
         cross_weight: float = 20.0,
         balance_weight: float = 5.0,
         contrast_temperature: float = 0.5,
@@ -256,13 +258,8 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         SetupError
             If the counts, a column or the embedding cannot be used; the object is then untouched.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
-        _check_names(adata)
-        check_counts(adata, layer, **_limits(source_registry))
-        _check_columns(adata.obs, args)
-        if source_registry is None:  # a loaded model may be asked without its view
-            check_view(adata, args)
-        cls._register(adata, _fields(args), args, source_registry=source_registry)
+        args = setup_arguments(locals())
+        cls._set_up(adata, args, source_registry)
 
     @classmethod
     def setup_mudata(
@@ -299,17 +296,19 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
         SetupError
             If ``modalities`` is None, or a modality, column or embedding cannot be used.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "mdata", "source_registry", "__class__")}
-        carrier = modality_of(mdata, modalities, "layer")
-        if carrier is mdata:
-            raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
-        _check_names(carrier)
-        check_counts(carrier, layer, **_limits(source_registry))
-        for name in ("batch_key", "categorical_covariate_keys"):
-            _check_columns(modality_of(mdata, modalities, name).obs, {name: args[name]})
-        if source_registry is None:
-            check_view(mdata, args)
-        cls._register(mdata, _fields(args), args, source_registry=source_registry)
+        args = setup_arguments(locals())
+        cls._set_up(mdata, args, source_registry)
+
+    @classmethod
+    def _set_up(cls, data: Any, args: Mapping[str, Any], source_registry: Any) -> None:
+        # Training needs many cells; a loaded model may be asked about one, and without its view.
+        loaded = source_registry is not None
+        check_registration(data, args, **({"min_cells": 1} if loaded else {}))
+        if not loaded:
+            check_view(data, args)
+        # The external view is read where it lies, in training only: a query needs none.
+        fields = cell_fields(**{k: v for k, v in args.items() if k != "external_obsm_key"})
+        cls._register(data, fields, args, source_registry=source_registry)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
@@ -450,29 +449,3 @@ def _levels(registry: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     if n_batch == 1 and not sizes:
         return [], []
     return [setup.get("batch_key") or "batch", *extra.get("field_keys", [])], [n_batch, *sizes]
-
-
-def _limits(source_registry: Any) -> dict[str, int]:
-    """Return how few cells will do: training needs many, a loaded model may be asked about one."""
-    return {} if source_registry is None else {"min_cells": 1}
-
-
-def _fields(args: Mapping[str, Any]) -> list[Any]:
-    # The external view is read where it lies, in training only: a query needs none.
-    return cell_fields(**{k: v for k, v in args.items() if k != "external_obsm_key"})
-
-
-def _check_columns(obs: Any, args: Mapping[str, Any]) -> None:
-    categorical = {"batch_key": args.get("batch_key")}
-    for i, column in enumerate(args.get("categorical_covariate_keys") or ()):
-        categorical[f"categorical_covariate_keys[{i}]"] = column
-    check_covariates(obs, categorical=categorical)
-
-
-def _check_names(adata: Any) -> None:
-    for what, names in (("var_names", adata.var_names), ("obs_names", adata.obs_names)):
-        if not names.is_unique:
-            first = names[names.duplicated()][0]
-            raise SetupError(
-                f".{what} holds {first!r} twice; expected distinct names. Type adata.{what}_make_unique()."
-            )

@@ -129,7 +129,7 @@ class SCE2TMModule(BaseModuleClass):
         prior_concentration: float = 1.0,
         topic_gene_temperature: float = 0.2,
         ecr_temperature: float = 0.05,
-        ecr_gradient: str = "unrolled",
+        ecr_gradient: str = "implicit",
         balance_weight: float = 5.0,
         contrast_temperature: float = 0.5,
         own_draw_for_cross: bool = False,
@@ -170,6 +170,8 @@ class SCE2TMModule(BaseModuleClass):
         # Sweeps of the transport solver over a training run, and solves that stopped short of their tolerance.
         self.n_sweeps, self.n_solves, self.n_unconverged = 0, 0, 0
         self.n_worse, self.halvings = 0, []
+        # Column potential of the last plan, from which the next one starts: tables move little in a step.
+        self.last_potential: Tensor | None = None
 
     # --- what a batch of cells is ---------------------------------------------------------------------------------
 
@@ -322,8 +324,10 @@ class SCE2TMModule(BaseModuleClass):
 
     def _ecr(self, distances: Tensor) -> Tensor:
         """T13: the transported distance, with the solver's sweeps counted."""
-        loss, plan = topics.ecr(distances, epsilon=self.ecr_temperature, gradient=self.ecr_gradient)
+        start = self.last_potential if self.ecr_gradient == "implicit" else None
+        loss, plan = topics.ecr(distances, epsilon=self.ecr_temperature, gradient=self.ecr_gradient, start=start)
         if self.training:
+            self.last_potential = plan.col_potential.detach()
             self.n_solves += 1
             self.n_sweeps += plan.n_sweeps
             self.n_unconverged += not plan.converged

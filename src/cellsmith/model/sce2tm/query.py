@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy.special import softmax
 from scvi import REGISTRY_KEYS
 
 from cellsmith._errors import DataWarning, SetupError, nearest
-from cellsmith.data.fields import check_counts
+from cellsmith.data.checks import check_counts, place_of
 from cellsmith.math.counts import library_totals
 from cellsmith.model.sce2tm.new_batches import (
     NewCells,
@@ -31,6 +31,7 @@ __all__ = ["QueryMappingMixin", "TopicQuery", "match_genes"]
 
 FILLS = ("zero", "mean")
 CHUNK = 1024
+MIN_OVERLAP = 0.5  # share of the modelled genes that an object needs
 MIN_COHORT = 10  # bulk samples: fewer give no standard deviation worth dividing by
 
 
@@ -112,7 +113,7 @@ class QueryMappingMixin:
         self,
         query: Any,
         *,
-        min_gene_overlap: float = 0.5,
+        min_gene_overlap: float = MIN_OVERLAP,
         fill: str = "mean",
         bulk: bool = False,
         batch_size: int = 512,
@@ -122,8 +123,8 @@ class QueryMappingMixin:
         Parameters
         ----------
         query
-            AnnData with raw counts where the training object has them (same layer); genes in any order, matched by
-            name. Nothing is written into it.
+            AnnData with raw counts where the training object has them (same layer), or a MuData with the modality that
+            the model was trained on; genes in any order, matched by name. Nothing is written into it.
         min_gene_overlap
             Share of the modelled genes that it must have.
         fill
@@ -149,26 +150,18 @@ class QueryMappingMixin:
         if fill not in FILLS:
             raise SetupError(f"fill={fill!r}. {nearest(fill, FILLS)}")
         layer = self.registry["setup_args"].get("layer")
-        counts = _profiles(query, layer) if bulk else _counts(query, layer)
-        places = match_genes(self._genes, query.var_names, min_overlap=min_gene_overlap)
-        totals = library_totals(counts)
-        values = self._mean_log_expression() if fill == "mean" and (places < 0).any() else None
-        mu, empty = [], np.zeros(query.n_obs, dtype=bool)
-        for start in range(0, query.n_obs, batch_size):
-            rows = slice(start, start + batch_size)
-            matched = matched_counts(counts[rows], places)
-            empty[rows] = ~matched.any(axis=1)
-            x = matched_log_expression(matched, totals[rows])
-            if values is not None:
-                x[:, places < 0] = values[places < 0]
-            mu.append(self._encode(x)[0])
-        scores = np.concatenate(mu)
+        cells = self._query_cells(query)
+        counts = _profiles(cells, layer) if bulk else _counts(cells, layer)
+        places = match_genes(self._genes, cells.var_names, min_overlap=min_gene_overlap)
+        parts = [(self._encode(x)[0], told) for x, told in self._matched(counts, places, fill=fill, step=batch_size)]
+        scores, told = (np.concatenate(part) for part in zip(*parts, strict=True))
+        empty = ~told
         # a cell that shows the model nothing belongs to no topic more than to another
         scores[empty] = 0.0
         if empty.any():
             warnings.warn(
                 f"{int(empty.sum())} cells have no count in any modelled gene (first: "
-                f"{query.obs_names[int(empty.argmax())]!r}); their topics are uniform.",
+                f"{cells.obs_names[int(empty.argmax())]!r}); their topics are uniform.",
                 DataWarning,
                 stacklevel=2,
             )
@@ -178,15 +171,15 @@ class QueryMappingMixin:
             scores = (scores - scores.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
         names = self._topic_names()
         return TopicQuery(
-            theta=pd.DataFrame(theta, index=query.obs_names, columns=names),
-            mu=pd.DataFrame(scores, index=query.obs_names, columns=names),
+            theta=pd.DataFrame(theta, index=cells.obs_names, columns=names),
+            mu=pd.DataFrame(scores, index=cells.obs_names, columns=names),
             gene_overlap=float((places >= 0).mean()),
             missing=tuple(str(gene) for gene, place in zip(self._genes, places, strict=True) if place < 0),
             empty=empty,
             unseen_batches=tuple(self._unseen_batches(query)),
         )
 
-    def load_query_data(self, query: Any, *, max_epochs: int = 50, min_gene_overlap: float = 0.5) -> Any:
+    def load_query_data(self, query: Any, *, max_epochs: int = 50, min_gene_overlap: float = MIN_OVERLAP) -> Any:
         """Return a model that also knows the batches of a query: their decoder offsets, and nothing else, are fitted.
 
         The topics of the query are those of :meth:`map_query`, with or without this step. The offsets are what remains
@@ -243,6 +236,71 @@ class QueryMappingMixin:
         put_offsets(model, offsets)
         return model
 
+    def _query_cells(self, query: Any) -> Any:
+        """Return the AnnData with the counts of a query: itself, or of a MuData the modality of training."""
+        if not hasattr(query, "mod"):
+            return query
+        name = self._count_modality
+        if name not in query.mod:
+            trained = "an AnnData" if name is None else f"the modality {name!r}"
+            raise SetupError(
+                f"The query is a MuData with the modalities {list(query.mod)}; the model was trained on {trained}. Type "
+                f"query.mod[{next(iter(query.mod), name)!r}]."
+            )
+        return query.mod[name]
+
+    def _matched(
+        self, counts: Any, places: np.ndarray, *, fill: str, step: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield x (b, V) of the modelled genes by name (T28), and which cells have a count in any of them (b,)."""
+        values = self._mean_log_expression() if fill == "mean" and (places < 0).any() else None
+        totals = library_totals(counts)
+        for start in range(0, counts.shape[0], step):
+            rows = slice(start, start + step)
+            matched = matched_counts(counts[rows], places)
+            x = matched_log_expression(matched, totals[rows])
+            if values is not None:
+                x[:, places < 0] = values[places < 0]
+            yield x, matched.any(axis=1)
+
+    def _coded(
+        self, cells: Any, rows: np.ndarray, batch_size: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return mu (n, K), the joint code of the registered columns (n,) and S (n,) of cells.
+
+        An object with other genes than the training's, or in another order, is read by their names, as by
+        :meth:`map_query`.
+        """
+        carrier = self._query_cells(cells)
+        if cells is self.adata or np.array_equal(carrier.var_names, self._training_genes()):
+            codes = self._batch_codes(cells)[rows]
+            inputs = (x.cpu().numpy() for x, _ in self._inputs(cells, rows, batch_size))
+        else:
+            codes = self._codes_by_name(cells)[rows]
+            counts = _counts(carrier, self.registry["setup_args"].get("layer"))[rows]
+            places = match_genes(self._genes, carrier.var_names, min_overlap=MIN_OVERLAP)
+            inputs = (x for x, _ in self._matched(counts, places, fill="mean", step=batch_size or CHUNK))
+        parts = [(self._encode(x)[0], x.sum(axis=1)) for x in inputs]
+        mu, mass = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return mu, codes, mass
+
+    def _codes_by_name(self, cells: Any) -> np.ndarray:
+        """Return the joint code (n,) of an object that is not registered; a level that is not known is a new one."""
+        joint = np.zeros(cells.n_obs, dtype=np.int64)
+        if not self.module.n_levels:
+            return joint
+        obs, key = self._obs_of(cells), self.registry["setup_args"].get("batch_key")
+        known = pd.Index([str(name) for name in self._batch_names()])
+        batch = known.get_indexer(obs[key].astype(str)) if key in obs else np.full(len(obs), -1)
+        columns = [np.where(batch < 0, self.module.n_levels[0], batch), *covariate_codes(self, obs).T]
+        for codes, n in zip(columns, self.module.n_levels, strict=True):
+            joint = joint * (n + 1) + codes
+        return joint
+
+    def _obs_of(self, cells: Any) -> pd.DataFrame:
+        """Return the columns among which the batch is: of a MuData, where training had it."""
+        return place_of(cells, self.registry["setup_args"].get("modalities"), "batch_key").obs
+
     def _mean_log_expression(self) -> np.ndarray:
         """Return the mean of x over the registered cells, (V,); kept, since queries may come cell by cell."""
         if self.adata is None:
@@ -265,10 +323,10 @@ class QueryMappingMixin:
     def _unseen_batches(self, query: Any) -> list[str]:
         """Return the batches of a query that the model does not know; none where it corrects nothing."""
         key = self.registry["setup_args"].get("batch_key")
-        if key is None or not self.module.n_levels or key not in query.obs:
+        if key is None or not self.module.n_levels or key not in (obs := self._obs_of(query)):
             return []
         known = {str(name) for name in self._batch_names()}
-        return sorted({str(name) for name in query.obs[key]} - known)
+        return sorted({str(name) for name in obs[key]} - known)
 
 
 def _where(query: Any, layer: str | None) -> Any:

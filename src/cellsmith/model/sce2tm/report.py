@@ -14,9 +14,15 @@ from cellsmith.math import assign, topics
 if TYPE_CHECKING:
     from cellsmith.model.sce2tm.query import TopicQuery
 
-__all__ = ["query_result", "topic_result"]
+__all__ = ["WRITTEN", "query_result", "topic_result"]
 
 N_TOP = 10
+WRITTEN = {
+    "obs": ("{k}", "{k}_confidence", "{k}_margin", "{k}_entropy"),
+    "obsm": ("X_{k}", "{k}_mu"),
+    "varm": ("{k}_loadings",),
+}
+"""Names that :func:`topic_result` fills, beside the block."""
 
 
 def topic_result(model: Any, adata: Any) -> _record.Result:

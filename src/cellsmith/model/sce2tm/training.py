@@ -70,6 +70,7 @@ class TrainingMixin:
         self.module.moments = {}
         self.module.n_sweeps = self.module.n_solves = self.module.n_unconverged = 0
         self.module.n_worse, self.module.halvings = 0, []
+        self.module.last_potential = None
         self.module.view_weight.fill_(0.0)
         self.mean_mass_ = self._mean_mass()
         factor = 1.0 if self._loss_scale == "paper" else eq.mass_factor(self.mean_mass_)

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from cellsmith._errors import SetupError, SizeError, nearest
 from cellsmith._rng import Streams
-from cellsmith.data.fields import modality_of
+from cellsmith.data.checks import place_of
 from cellsmith.math import graph
 from cellsmith.math.counts import binomial_split
 from cellsmith.model.sce2tm.cells import ModelledCells, Neighbors
@@ -31,7 +31,7 @@ N_SCORES, N_GATE_SCORES = 50, 30
 def external_matrix(data: Any, setup: Mapping[str, Any]) -> Any:
     """Return the external view (n, E) of a registered object: an ``.obsm``, or a whole modality for ``"X"``."""
     key, modalities = setup["external_obsm_key"], setup.get("modalities")
-    carrier = modality_of(data, modalities, "external_obsm_key") if hasattr(data, "mod") else data
+    carrier = place_of(data, modalities, "external_obsm_key")
     return carrier.X if hasattr(data, "mod") and key == "X" and carrier is not data else carrier.obsm[key]
 
 
@@ -49,12 +49,12 @@ def check_view(data: Any, setup: Mapping[str, Any]) -> None:
     key, modalities = setup["external_obsm_key"], setup.get("modalities")
     if key is None:
         return
-    carrier = modality_of(data, modalities, "external_obsm_key") if hasattr(data, "mod") else data
+    carrier = place_of(data, modalities, "external_obsm_key")
     whole = hasattr(data, "mod") and key == "X" and carrier is not data
     if not whole and key not in carrier.obsm:
         raise SetupError(f"external_obsm_key={key!r} is not in .obsm. {nearest(key, carrier.obsm)}")
     values = external_matrix(data, setup)
-    counts = modality_of(data, modalities, "layer") if hasattr(data, "mod") else data
+    counts = place_of(data, modalities, "layer")
     if values.shape[0] != counts.n_obs or not np.array_equal(carrier.obs_names, counts.obs_names):
         raise SetupError(
             f"The external view has {values.shape[0]} cells that are not the {counts.n_obs} of the counts, in their "

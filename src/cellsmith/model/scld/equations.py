@@ -11,18 +11,17 @@ w (n, d + 1) standardised latents with the standardised log total; log-likelihoo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cellsmith.math import counts, edm, likelihood
 from cellsmith.math.latent import COLLAPSED_SD, draw_latent, gaussian_kl, latent_statistics
+from cellsmith.model._deviation import Deviation
 
 __all__ = [
     "DEVIATIONS",
     "EQUATIONS",
-    "Deviation",
     "assemble",
     "draw_latent",
     "gaussian_kl",
@@ -106,31 +105,6 @@ EQUATIONS = {
     "E22": edm.log_density,
     "E23": interpolate_embeddings,
 }
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One difference from the published method.
-
-    Parameters
-    ----------
-    subject
-        What differs.
-    published
-        What the published text says.
-    change
-        What this package does.
-    why
-        The reason.
-    test
-        The test that shows it.
-    """
-
-    subject: str
-    published: str
-    change: str
-    why: str
-    test: str
 
 
 DEVIATIONS = (

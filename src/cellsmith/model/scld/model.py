@@ -11,7 +11,8 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 
 from cellsmith import _compat, _record
 from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import REP_KEY, cell_fields, check_counts, modality_of
+from cellsmith.data.checks import setup_arguments
+from cellsmith.data.fields import REP_KEY, cell_fields
 from cellsmith.data.source import build_source, describe_source
 from cellsmith.model._base import CellModel
 from cellsmith.model._stage import Optim, Ramp, Stage
@@ -19,7 +20,7 @@ from cellsmith.model.scld.editing import EditingMixin
 from cellsmith.model.scld.module import SCLDModule
 from cellsmith.model.scld.observed import ObservedMixin
 from cellsmith.model.scld.queries import GenerationMixin
-from cellsmith.model.scld.registration import check_columns, check_object, check_rep, posterior_fields
+from cellsmith.model.scld.registration import check_setup, posterior_fields
 from cellsmith.model.scld.request import Covariates, TrainingRows, read_covariates
 from cellsmith.model.scld.training import TrainingMixin
 from cellsmith.nn.autoencoder import ForeignAutoencoder
@@ -252,10 +253,8 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
         SetupError
             If the counts or a column cannot be used; the object is then untouched.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "adata", "source_registry", "__class__")}
-        check_object(adata, layer)
-        check_columns(adata.obs, args)
-        check_rep(adata, use_rep)
+        args = setup_arguments(locals())
+        check_setup(adata, args)
         fields = [*cell_fields(**args), *posterior_fields(adata)]
         cls._register(adata, fields, args, source_registry=source_registry)
 
@@ -297,15 +296,8 @@ class SCLD(TrainingMixin, GenerationMixin, EditingMixin, ObservedMixin, RNASeqMi
         SetupError
             If ``modalities`` is None, or a modality or column cannot be used.
         """
-        args = {k: v for k, v in locals().items() if k not in ("cls", "mdata", "source_registry", "__class__")}
-        carrier = modality_of(mdata, modalities, "layer")
-        if carrier is mdata:
-            raise SetupError(f"modalities lacks 'layer'. Type modalities={{'layer': <one of {list(mdata.mod)}>}}.")
-        check_counts(carrier, layer)
-        for name in ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys"):
-            check_columns(modality_of(mdata, modalities, name).obs, {name: args[name]})
-        check_columns(modality_of(mdata, modalities, "size_factor_key").obs, {"size_factor_key": size_factor_key})
-        check_rep(modality_of(mdata, modalities, "use_rep"), use_rep)
+        args = setup_arguments(locals())
+        check_setup(mdata, args)
         cls._register(mdata, cell_fields(**args), args, source_registry=source_registry)
 
     @classmethod

@@ -12,17 +12,15 @@ from scvi.data import AnnDataManager
 from scvi.data._utils import _check_if_view
 from scvi.data.fields import NumericalObsField, ObsmField
 
-from cellsmith._errors import SetupError, nearest
-from cellsmith.data.fields import check_counts, check_covariates
+from cellsmith.data.checks import check_counts, check_registration
 from cellsmith.data.source import OBSERVED_TOTAL, POSTERIOR_MEAN, POSTERIOR_VARIANCE
 
 __all__ = [
     "OBSERVED_TOTAL",
     "POSTERIOR_MEAN",
     "POSTERIOR_VARIANCE",
-    "check_columns",
     "check_object",
-    "check_rep",
+    "check_setup",
     "lacks_counts",
     "needs_plain_manager",
     "plain_manager",
@@ -32,39 +30,16 @@ __all__ = [
 POSTERIOR_KEYS = (REGISTRY_KEYS.LATENT_QZM_KEY, REGISTRY_KEYS.LATENT_QZV_KEY, REGISTRY_KEYS.OBSERVED_LIB_SIZE)
 
 
-def check_columns(obs: Any, args: Mapping[str, Any]) -> None:
-    """Refuse columns of ``.obs`` that arguments of ``setup_anndata`` name and that cannot be used.
+def check_setup(data: Any, args: Mapping[str, Any]) -> None:
+    """Check what the arguments of set-up name; a posterior may stand in for counts that are gone.
 
     Raises
     ------
     SetupError
-        Naming the argument, the column and the first offending cell.
+        Naming what cannot be used.
     """
-    categorical = {k: args.get(k) for k in ("batch_key", "labels_key")}
-    for i, column in enumerate(args.get("categorical_covariate_keys") or ()):
-        categorical[f"categorical_covariate_keys[{i}]"] = column
-    check_covariates(
-        obs,
-        categorical=categorical,
-        continuous=args.get("continuous_covariate_keys") or (),
-        positive=args.get("size_factor_key"),
-    )
-
-
-def check_rep(adata: Any, use_rep: str | None) -> None:
-    """Refuse an embedding that is absent or not finite.
-
-    Raises
-    ------
-    SetupError
-        Naming the key.
-    """
-    if use_rep is None:
-        return
-    if use_rep not in adata.obsm:
-        raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, adata.obsm)}")
-    if not np.isfinite(np.asarray(adata.obsm[use_rep], dtype=float)).all():
-        raise SetupError(f".obsm[{use_rep!r}] has values that are not finite. Compute it for every cell.")
+    if hasattr(data, "mod") or not lacks_counts(data, args["layer"]):
+        check_registration(data, args)
 
 
 def check_object(adata: Any, layer: str | None, **limits: int) -> None:
