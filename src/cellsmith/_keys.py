@@ -68,6 +68,7 @@ KEYS: dict[str, Slots] = {
     | Slots(obs=("{k}_log_density", "{k}_library", "{k}_step", "{k}_fallback"), uns=("{k}", "{k}_evaluation")),
     "scdd": _PATTERN | _SKETCH | Slots(obsm=("{k}_code",)),
     "sketch": _SKETCH,
+    "merge_clusters": Slots(obs=("{k}",)),
     "sce2tm": _PATTERN
     | Slots(obs=("{k}_gene_overlap",), obsm=("{k}_mu",), uns=("{k}", *(f"{{k}}_{t}" for t in _SCE2TM_TABLES))),
     "scagc": _PATTERN,

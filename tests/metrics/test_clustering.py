@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from sklearn.metrics import f1_score
 
 from cellsmith._errors import SetupError
-from cellsmith.metrics import ari, macro_f1, nmi, rare_f1
+from cellsmith.metrics import ari, homophily, hubness, macro_f1, nmi, rare_f1
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,35 @@ def test_missing_truth_is_left_out_and_missing_clusters_are_not(labels):
         ari([None] * 400, labels[1])
     with pytest.raises(SetupError, match="400 labels, `predicted` 3"):
         ari(labels[0], [1, 2, 3])
+
+
+def _star(n=6):
+    graph = sp.lil_matrix((n, n))
+    graph[0, 1:], graph[1:, 0] = 0.3, 0.7
+    return graph.tocsr()
+
+
+def test_homophily_counts_edges_whatever_they_weigh():
+    graph = _star()
+    graph.setdiag(5)
+    assert homophily(graph, ["a", "a", "a", "b", "b", "b"]) == pytest.approx(2 / 5)
+    assert homophily(graph, ["a", "a", None, "b", None, None]) == pytest.approx(1 / 2)
+    random = sp.random(400, 400, density=0.2, random_state=0, format="csr")
+    types = np.repeat(["a", "b", "c", "d"], 100)
+    assert homophily(random, types) == pytest.approx(0.25, abs=0.01)
+
+
+def test_hubness_of_a_star_and_of_a_ring():
+    assert hubness(_star()) == (pytest.approx(np.std([5, 1, 1, 1, 1, 1]) / (10 / 6)), 5)
+    ring = sp.csr_matrix(np.roll(np.eye(6), 1, axis=1) + np.roll(np.eye(6), -1, axis=1))
+    assert hubness(ring) == (0.0, 2)
+    chosen = sp.csr_matrix((np.ones(5), (range(1, 6), np.zeros(5, int))), shape=(6, 6))
+    assert hubness(chosen).largest == 5
+
+
+@pytest.mark.parametrize("graph", [np.eye(3), sp.csr_matrix((3, 4)), sp.identity(3)])
+def test_no_graph_is_an_error(graph):
+    with pytest.raises(SetupError):
+        hubness(graph)
+    with pytest.raises(SetupError):
+        homophily(graph, ["a", "a", "a"])

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "AnnotationReport": ".annotation",
+        "Hubness": ".clustering",
         "MissingnessReport": ".missingness",
         "PrivacyReport": ".privacy",
         "SyntheticReport": ".synthesis",
@@ -19,6 +20,8 @@ __getattr__, __dir__, __all__ = attach(
         "evaluate_synthetic": ".synthesis",
         "gene_moments": ".distillation",
         "hausdorff": ".distillation",
+        "homophily": ".clustering",
+        "hubness": ".clustering",
         "macro_f1": ".clustering",
         "marker_overlap": ".distillation",
         "membership_auc": ".privacy",

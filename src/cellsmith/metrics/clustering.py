@@ -1,16 +1,17 @@
-"""Agreement of clusters with types: ARI, NMI, and F1 scores after the best one-to-one naming of clusters."""
+"""Agreement of clusters with types: ARI, NMI, F1 after the best naming of clusters; and two facts about cell graphs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from cellsmith._errors import SetupError
 from cellsmith.math.assign import hungarian
 
-__all__ = ["ari", "macro_f1", "nmi", "rare_f1"]
+__all__ = ["Hubness", "ari", "homophily", "hubness", "macro_f1", "nmi", "rare_f1"]
 
 
 def _aligned(truth: Any, predicted: Any) -> Any:
@@ -173,3 +174,103 @@ def rare_f1(truth: Any, predicted: Any, *, max_share: float = 0.03, min_cells: i
     scores, sizes = _f1(truth, predicted)
     rare = (sizes < max_share * sizes.sum()) & (sizes >= min_cells)
     return float(scores[rare].mean()) if rare.any() else float("nan")
+
+
+class Hubness(NamedTuple):
+    """How unevenly a graph spreads its edges; answer of :func:`hubness`.
+
+    Attributes
+    ----------
+    cv
+        Standard deviation of the degrees divided by their mean; 0 where all cells have as many neighbours.
+    largest
+        Most neighbours of a cell.
+    """
+
+    cv: float
+    largest: int
+
+
+def homophily(graph: Any, labels: Any) -> float:
+    """Return the share of edges that join cells of the same type.
+
+    Parameters
+    ----------
+    graph
+        Scipy sparse matrix of shape (n, n), such as ``adata.obsp["connectivities"]``; an entry that is not 0 is an
+        edge, whatever its weight. The diagonal does not count.
+    labels
+        Types of shape (n,); edges of cells without one are left out.
+
+    Returns
+    -------
+    From 0 to 1; by chance the sum of the squared shares of the types.
+
+    Raises
+    ------
+    SetupError
+        If the graph has no edge between labelled cells, or is not of shape (n, n).
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> homophily(sp.csr_matrix([[0, 1, 1], [1, 0, 0], [1, 0, 0]]), ["a", "a", "b"])
+    0.5
+    """
+    edges = _edges(graph)
+    types = np.asarray(labels, dtype=object).ravel()
+    if len(types) != edges.shape[0]:
+        msg = f"The graph has {edges.shape[0]} cells, `labels` {len(types)}; expected one label a cell."
+        raise SetupError(msg)
+    known = ~pd.isna(types)
+    codes = np.full(len(types), -1)
+    codes[known] = pd.factorize(types[known].astype(str))[0]
+    row, col = codes[edges.row], codes[edges.col]
+    both = (row >= 0) & (col >= 0)
+    if not both.any():
+        msg = "The graph has no edge between two labelled cells; expected at least one."
+        raise SetupError(msg)
+    return float((row == col)[both].mean())
+
+
+def hubness(graph: Any) -> Hubness:
+    """Return the spread and the maximum of the number of neighbours of a cell.
+
+    Parameters
+    ----------
+    graph
+        Scipy sparse matrix of shape (n, n); an entry (i, j) that is not 0 makes j a neighbour of i, whatever its
+        weight. Of a directed graph, columns are counted: how often a cell is chosen. The diagonal does not count.
+
+    Returns
+    -------
+    ``(cv, largest)``.
+
+    Raises
+    ------
+    SetupError
+        If the graph has no edge or is not of shape (n, n).
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> hubness(sp.csr_matrix([[0, 1, 1], [1, 0, 0], [1, 0, 0]])).largest
+    2
+    """
+    edges = _edges(graph)
+    degrees = np.bincount(edges.col, minlength=edges.shape[0])
+    if not degrees.any():
+        msg = "The graph has no edge; expected a graph of neighbours such as `adata.obsp['connectivities']`."
+        raise SetupError(msg)
+    return Hubness(float(degrees.std() / degrees.mean()), int(degrees.max()))
+
+
+def _edges(graph: Any) -> sp.coo_matrix:
+    if not sp.issparse(graph) or graph.shape[0] != graph.shape[1]:
+        what = f"{type(graph).__name__} of shape {getattr(graph, 'shape', None)}"
+        msg = f"Found {what}, expected a scipy sparse matrix of shape (n, n). Type scipy.sparse.csr_matrix(graph)."
+        raise SetupError(msg)
+    matrix = sp.csr_matrix(graph, copy=True)
+    matrix.setdiag(0)
+    matrix.eliminate_zeros()
+    return matrix.tocoo()

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "bcpca": "._bcpca",
         "grit": "._grit",
+        "merge_clusters": "._merge_clusters",
         "reject": "._reject",
         "rollup": "._rollup",
         "sce2tm": "._sce2tm",
