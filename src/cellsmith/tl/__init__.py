@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "bcpca": "._bcpca",
+        "dp_kmeans": "._dp_kmeans",
+        "dp_pca": "._dp_pca",
         "grit": "._grit",
         "merge_clusters": "._merge_clusters",
         "reject": "._reject",

@@ -13,7 +13,7 @@ from cellsmith.math.privacy.accounting import ORDERS, compose, gaussian_rdp, int
 from cellsmith.math.privacy.audit import canary_run, gaussian_lower_bound, guesses_lower_bound
 from cellsmith.math.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from cellsmith.math.privacy.gradients import ClippedSum, add_noise, clip_factors, clipped_gradient_sum
-from cellsmith.math.privacy.kmeans import KMeansRelease, private_kmeans
+from cellsmith.math.privacy.kmeans import KMeansRelease, kmeans_events, private_kmeans
 from cellsmith.math.privacy.ledger import Event, Ledger, calibrate
 from cellsmith.math.privacy.moments import (
     debias_values,
@@ -25,6 +25,7 @@ from cellsmith.math.privacy.moments import (
     symmetric_noise,
 )
 from cellsmith.math.privacy.sampling import poisson_sample, secret_generator
+from cellsmith.math.privacy.statement import Guarantee, Statement
 from cellsmith.math.privacy.units import transform_counts, unit_means, unit_rows
 from cellsmith.math.privacy.wiring import Wiring, unit_gradients, wiring
 
@@ -32,8 +33,10 @@ __all__ = [
     "ORDERS",
     "ClippedSum",
     "Event",
+    "Guarantee",
     "KMeansRelease",
     "Ledger",
+    "Statement",
     "Wiring",
     "add_noise",
     "calibrate",
@@ -49,6 +52,7 @@ __all__ = [
     "gaussian_rdp",
     "guesses_lower_bound",
     "integer_rdp",
+    "kmeans_events",
     "noise_edge",
     "noisy_second_moment",
     "noisy_sum",

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellsmith._errors import SetupError
+from cellsmith.math.privacy.ledger import Event
+from cellsmith.math.privacy.units import unit_rows
 
-__all__ = ["KMeansRelease", "kmeans_noise", "private_kmeans"]
+__all__ = ["KMeansRelease", "kmeans_events", "private_kmeans"]
 
 Floats = npt.NDArray[np.float64]
 # Share of mu^2 that choosing the start may take.
@@ -48,10 +50,32 @@ def kmeans_noise(mu: float, n_iterations: int) -> tuple[float, float]:
     return 1 / np.sqrt(START_SHARE * mu**2), 1 / np.sqrt((1 - START_SHARE) * mu**2 / n_iterations)
 
 
+def kmeans_events(mu: float, *, n_iterations: int, n_starts: int, stage: str = "kmeans") -> list[Event]:
+    """Return the releases of one private k-means, for the ledger.
+
+    Parameters
+    ----------
+    mu, n_iterations, n_starts
+        As in :func:`private_kmeans`.
+    stage
+        Name in the ledger.
+    """
+    sigma_start, sigma_step = kmeans_noise(mu, n_iterations)
+    starts = Event(
+        stage=stage, kind="gaussian", sensitivity=float(np.sqrt(n_starts)), noise_multiplier=float(sigma_start)
+    )
+    lloyd = Event(
+        stage=stage,
+        kind="gaussian",
+        sensitivity=float(np.sqrt(2)),
+        noise_multiplier=float(sigma_step),
+        steps=n_iterations,
+    )
+    return [starts, lloyd]
+
+
 def in_ball(z: npt.ArrayLike, radius: float) -> Floats:
     """Cut rows (n, d) to norm ``radius``; a row that is not finite becomes zeros."""
-    from cellsmith.math.privacy.units import unit_rows
-
     return unit_rows(np.asarray(z, dtype=np.float64) / radius) * radius
 
 

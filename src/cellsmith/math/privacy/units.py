@@ -27,11 +27,15 @@ def transform_counts(counts: Any) -> Floats:
     -------
     (n, G) float64, rows of norm 1; a cell without counts is a row of zeros.
     """
-    dense = np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float64)
-    total = dense.sum(axis=1, keepdims=True)
+    kept = sparse.csr_matrix(counts, dtype=np.float64)
+    total = np.asarray(kept.sum(axis=1)).ravel()
     with np.errstate(all="ignore"):
-        y = np.log1p(PER_CELL * dense / total)
-    return unit_rows(y, rescale=True)
+        kept.data = np.log1p(PER_CELL * kept.data / np.repeat(total, np.diff(kept.indptr)))
+        norm = np.sqrt(np.asarray(kept.multiply(kept).sum(axis=1)).ravel())
+    if np.isfinite(norm).all():
+        kept.data = np.divide(kept.data, np.repeat(np.where(norm > 0, norm, 1.0), np.diff(kept.indptr)))
+        return kept.toarray()
+    return unit_rows(kept.toarray(), rescale=True)
 
 
 def unit_rows(x: npt.ArrayLike, *, rescale: bool = False) -> Floats:
@@ -49,6 +53,10 @@ def unit_rows(x: npt.ArrayLike, *, rescale: bool = False) -> Floats:
     (n, G) float64.
     """
     rows = np.asarray(x, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        squared = np.einsum("ij,ij->i", rows, rows)
+    if not rescale and (squared <= 1.0).all():  # False where one is not finite
+        return rows
     rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
     # By the largest entry first: squares of huge values would overflow.
     peak = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
