@@ -22,6 +22,7 @@ from cellsmith._errors import nearest
         (np.int64(1), np.array(["0", "1"], dtype=object), "Those are text: type '1', not 1. Valid: '0', '1'."),
         ("12", np.array([120, 3]), "Did you mean 120? Valid: 120, 3."),
         (7, np.array([0, 1]), "Valid: 0, 1."),
+        ("batch", ["_scvi_batch", "donor", "_scvi_labels"], "Valid: 'donor'."),
     ],
 )
 def test_hint_names_what_to_type(name: object, valid: object, says: str) -> None:

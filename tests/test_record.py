@@ -15,7 +15,7 @@ from scipy import sparse
 
 from cellsmith import _record
 from cellsmith._errors import SetupError, SizeError
-from cellsmith._record import Result, extend, hash_names, provenance, read, write
+from cellsmith._record import Result, check_free, extend, hash_names, keys_of, provenance, read, write
 
 N, G = 12, 5
 
@@ -128,6 +128,19 @@ def test_another_methods_key_is_refused(adata):
     assert list(adata.obs.columns) == ["cell_type", "run_raw"]
     assert not adata.obsp
     assert read(adata, "run")["provenance"]["method"] == "grit"
+
+
+def test_taken_names_are_refused_before_anything_is_computed(adata):
+    check_free(adata, "run", "scagc", {"obs": ("{k}",)})
+    write(adata, "run", _result())
+    assert keys_of(adata, "scagc") == ["run"]
+    assert keys_of(adata, "grit") == []
+    check_free(adata, "run", "scagc", {"obs": ("{k}",)})  # its own, to be replaced
+    with pytest.raises(SetupError, match=r"\.uns\['run'\] already exists and was written by 'scagc'"):
+        check_free(adata, "run", "grit", {})
+    with pytest.raises(SetupError, match=r"\.obs\['cell_type'\] already exists and was not written by cellsmith"):
+        check_free(adata, "cell_type", "scagc", {"obs": ("{k}",)})
+    check_free(adata, "run", "grit", {}, overwrite=True)
 
 
 def test_a_foreign_block_is_refused(adata):

@@ -88,7 +88,7 @@ def nearest(name: object, valid: Iterable[object]) -> str:
     A sentence such as ``"Did you mean 'batch_key'? Valid: 'batch_key', 'layer'."``. Where a name was typed as text and
     the valid one is a number, or the other way round, it says that: ``"Those are integers: type 1, not '1'. ..."``.
     """
-    given = list(valid)
+    given = [v for v in valid if not str(v).startswith("_scvi_")]  # columns that scvi-tools keeps for itself
     options = [str(v) for v in given]
     twin = next((v for v in given if str(v) == str(name) and isinstance(v, str) != isinstance(name, str)), None)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)

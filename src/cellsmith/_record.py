@@ -24,7 +24,8 @@ from ._storable import column, matrix, storable
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Result", "extend", "forget_registration", "hash_names", "provenance", "read", "storable", "write"]
+__all__ = ["Result", "check_free", "extend", "forget_registration", "hash_names", "keys_of", "provenance", "read"]
+__all__ += ["storable", "write"]
 
 Address: TypeAlias = tuple[str, str]
 
@@ -164,6 +165,46 @@ def read(adata: AnnData, key: str) -> dict[str, Any]:
         found = "is not a result of cellsmith" if key in adata.uns else "does not exist"
         raise SetupError(f".uns[{key!r}] {found}; expected the key of a result. {nearest(key, blocks)}")
     return _fresh(adata.uns[key])
+
+
+def keys_of(adata: AnnData, method: str) -> list[str]:
+    """Return the keys of ``.uns`` under which a method has written.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    method
+        A key of `cellsmith._keys.KEYS`.
+    """
+    return [str(key) for key in adata.uns if _block_of(adata, key)[0] == method]
+
+
+def check_free(
+    adata: AnnData, key: str, method: str, names: Mapping[str, Iterable[str]], *, overwrite: bool = False
+) -> None:
+    """Refuse taken names before a long computation, as `write` would after it.
+
+    Parameters
+    ----------
+    adata, key, overwrite
+        As for `write`.
+    method
+        A key of `cellsmith._keys.KEYS`.
+    names
+        Slot to the templates that will be written, beside the block.
+
+    Raises
+    ------
+    SetupError
+        As for `write`.
+    """
+    key = _check(adata, key)
+    planned = [("uns", "{k}"), *((slot, template) for slot, templates in names.items() for template in templates)]
+    plan = {(slot, resolve(method, slot, template, key)): None for slot, template in planned}
+    owner, former = _block_of(adata, key)
+    if not overwrite:
+        _refuse_taken(adata, key, method, plan, former if owner == method else frozenset())
 
 
 def provenance(

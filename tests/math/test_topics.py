@@ -244,6 +244,16 @@ def test_memory_with_the_published_collection():
 # quality, stability, perplexity
 
 
+def test_agreement_is_of_what_rises_above_the_average_topic():
+    rng = np.random.default_rng(0)
+    beta, other = rng.dirichlet(np.full(5, 0.1), size=(2, 30)).transpose(0, 2, 1)
+    above = topics.matched_cosine(beta - 1 / 5, other - 1 / 5)[2]
+    np.testing.assert_allclose(topics.agreement(beta, other), above)
+    np.testing.assert_allclose(topics.agreement(beta + 7, other), above)
+    np.testing.assert_allclose(topics.agreement(beta, beta[rng.permutation(5)]), 1.0)
+    assert topics.agreement(np.ones((5, 30)), other).tolist() == [0.0] * 5
+
+
 def test_topic_quality_counts_no_negative_coherence():
     assert topics.topic_quality(0.8, 0.2) == pytest.approx(0.16)
     assert topics.topic_quality(0.8, -0.2) == 0.0

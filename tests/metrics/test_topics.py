@@ -201,6 +201,10 @@ def test_stability_is_one_for_the_same_topics_in_another_order():
     assert table["cosine"][0] == pytest.approx(1.0)
     assert table["cosine"][1] == pytest.approx(table["cosine"][2])
     assert 0 < table["cosine"][1] < 0.7
+    # what is even, or what all topics repeat, agrees with nothing
+    flat = [np.full((40, 6), 1 / 6) + 1e-3 * rng.normal(size=(40, 6)) for _ in range(2)]
+    assert topic_stability(flat)["cosine"][0] < 0.5
+    np.testing.assert_allclose(topic_stability([first + 1, other + 5])["cosine"], table["cosine"][1:2])
     assert (table["lowest"] <= table["cosine"] + 1e-12).all()
 
 

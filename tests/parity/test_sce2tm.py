@@ -88,7 +88,9 @@ def build(dtype: torch.dtype) -> tuple[SCE2TMModule, dict[str, torch.Tensor]]:
     torch.set_default_dtype(torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = SCE2TMModule(V, n_all_genes=V, n_view=E, n_topics=K, n_hidden=H, n_embedding=L).to(dtype)
+        module = SCE2TMModule(
+            V, n_all_genes=V, n_view=E, n_topics=K, n_hidden=H, n_embedding=L, ecr_gradient="unrolled"
+        ).to(dtype)
         for parameter in module.parameters():  # off the special points at which training starts
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     module.view_weight.fill_(1.0)

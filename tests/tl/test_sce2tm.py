@@ -11,6 +11,7 @@ from cellsmith import tl
 from cellsmith._errors import SetupError
 from cellsmith.datasets import toy_counts
 from cellsmith.model import SCE2TM
+from cellsmith.model.sce2tm.report import WRITTEN
 
 MODEL = {"n_hidden": 16, "n_embedding": 8}
 TRAIN = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False}
@@ -47,6 +48,29 @@ def test_copy_key_and_seed() -> None:
         warnings.simplefilter("ignore")
         model.train(seed=3, **TRAIN)
     assert np.array_equal(first.obsm["X_mine"], model.get_latent())
+
+
+def test_a_taken_key_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = toy_counts(80, 40)
+    run(adata)
+    monkeypatch.setattr(SCE2TM, "train", lambda *_, **__: pytest.fail("trained"))
+    adata.obs["mine_entropy"] = adata.obs["cell_type"] = "mine"
+    for key in ("mine", "cell_type"):
+        with pytest.raises(SetupError, match="already exists and was not written by cellsmith"):
+            run(adata, key_added=key)
+    with pytest.raises(SetupError, match=r"\.uns\['sce2tm'\] already exists and was written by 'sce2tm'"):
+        tl.sce2tm_choose_n_topics(adata, key_added="sce2tm")
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        run(adata)  # its own outputs are replaced
+
+
+def test_what_is_checked_before_training_is_what_is_written() -> None:
+    adata = toy_counts(80, 40)
+    before = {slot: set(getattr(adata, slot)) for slot in ("obs", "obsm", "varm", "layers", "obsp")}
+    run(adata, key_added="mine")
+    found = {slot: {n for n in getattr(adata, slot) if n not in names} for slot, names in before.items()}
+    wanted = {slot: {t.format(k="mine") for t in WRITTEN.get(slot, ())} for slot in before}
+    assert {s: {n for n in names if not n.startswith("_scvi")} for s, names in found.items()} == wanted
 
 
 def test_names_that_do_not_exist_are_refused_before_training() -> None:

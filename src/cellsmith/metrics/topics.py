@@ -115,9 +115,9 @@ def topic_stability(loadings: Sequence[Any]) -> pd.DataFrame:
     Parameters
     ----------
     loadings
-        Two or more tables of genes by topics (V, K), all with the same genes in the same order. Loadings of scE2TM lie
-        near the even share 1 / K, and what is even agrees with any other: give ``loadings - 1 / K`` to count only what
-        rises above it, as :func:`cellsmith.tl.sce2tm_choose_n_topics` does.
+        Two or more tables of genes by topics (V, K), all with the same genes in the same order. Every gene's mean over
+        the topics is taken off first (of scE2TM's loadings that is 1 / K): what all topics share agrees with any other
+        run. :func:`cellsmith.tl.sce2tm_choose_n_topics` measures the same.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def topic_stability(loadings: Sequence[Any]) -> pd.DataFrame:
     tables = [np.asarray(t, dtype=np.float64).T for t in loadings]
     rows = []
     for first, second in combinations(range(len(tables)), 2):
-        cosines = topics.matched_cosine(tables[first], tables[second])[2]
+        cosines = topics.agreement(tables[first], tables[second])
         rows.append((first, second, float(cosines.mean()), float(cosines.min())))
     return pd.DataFrame(rows, columns=["first", "second", "cosine", "lowest"])
 

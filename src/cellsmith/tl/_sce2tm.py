@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellsmith import _keys
+from cellsmith import _record
 from cellsmith.tl._door import open_door
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def sce2tm(
     Raises
     ------
     SetupError
-        If the counts, a column or the embedding cannot be used, or a mapping has an unknown name.
+        If the counts, a column or the embedding cannot be used, a mapping has an unknown name, or ``key_added`` is
+        taken.
 
     Examples
     --------
@@ -77,9 +78,10 @@ def sce2tm(
     >>> cellsmith.tl.sce2tm(adata, n_topics=20)  # doctest: +SKIP
     """
     from cellsmith.model import SCE2TM
+    from cellsmith.model.sce2tm.report import WRITTEN
 
     # Before the minutes of training, not after them.
-    _keys.validate(key_added)
+    _record.check_free(adata, key_added, "sce2tm", WRITTEN, overwrite=overwrite)
     model, _ = open_door(
         SCE2TM,
         adata,

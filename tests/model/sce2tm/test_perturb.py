@@ -274,6 +274,37 @@ def test_edited_cells_as_an_object(topic_model: SCE2TM, stimulated: AnnData, tmp
     assert "is_synthetic" not in stimulated.obs
 
 
+def test_edited_cells_keep_no_earlier_result_under_whatever_key(topic_model: SCE2TM, stimulated: AnnData) -> None:
+    cells = stimulated.copy()
+    cells.obs["topics_of_interest"] = "kept"
+    topic_model.write(cells, key_added="topics")
+    topic_model.write(cells)
+    adata = topic_model.perturb_topics(cells, indices=[1, 2], topics=["Topic_0"]).to_adata()
+    assert [c for c in adata.obs if "topic" in c or "sce2tm" in c] == ["topics_of_interest"]
+
+
+def test_another_object_is_read_by_the_names_of_its_genes(topic_model: SCE2TM, stimulated: AnnData) -> None:
+    """Shuffled genes change nothing; with genes missing and added, scores are those of map_query."""
+    cells = stimulated[:40].copy()
+    order = np.random.default_rng(0).permutation(100)
+    options = {"topics": {"Topic_1": 2.0}, "op": "add", "indices": np.arange(5, 30)}
+    plain, shuffled = (topic_model.perturb_topics(c, **options) for c in (cells, cells[:, order].copy()))
+    np.testing.assert_allclose(shuffled.mu_after, plain.mu_after, atol=1e-5)
+    np.testing.assert_allclose(shuffled.logfc, plain.logfc, atol=1e-5)
+    other = cells[:, order[:80]].copy()
+    other.var_names = [*other.var_names[:75], *(f"new {i}" for i in range(5))]
+    found = topic_model.perturb_topics(other, **options)
+    np.testing.assert_allclose(found.theta_before, topic_model.map_query(other).theta[5:30], atol=1e-6)
+    assert list(found.logfc.columns) == list(plain.logfc.columns)
+    tested = topic_model.select_topics(
+        "condition", "stim", "ctrl", adata=cells[:, order].copy(), fdr=1.1, min_effect=0.0
+    )
+    again = topic_model.select_topics("condition", "stim", "ctrl", adata=cells, fdr=1.1, min_effect=0.0)
+    np.testing.assert_allclose(tested["effect"], again["effect"], atol=1e-5)
+    with pytest.raises(SetupError, match="of the 100 modelled genes"):
+        topic_model.perturb_topics(cells[:, :30].copy(), **options)
+
+
 def test_a_batch_that_tells_the_condition_is_refused(stimulated: AnnData, fit_topics) -> None:
     adata = stimulated.copy()
     SCE2TM.setup_anndata(adata, batch_key="confounded")
@@ -317,6 +348,7 @@ def test_nothing_selected_is_an_empty_table_that_says_what_was_largest(topic_mod
         ({"topics": ["Topic_1"], "by": "cell_typ"}, "Did you mean 'cell_type'"),
         ({"topics": ["Topic_1"], "indices": [900]}, "expected positions from 0 to 399"),
         ({"topics": ["Topic_1"], "indices": []}, "Found no cell"),
+        ({"topics": ["Topic_1"], "indices": "first"}, "Found <U5 of shape"),
     ],
 )
 def test_refusals_of_a_perturbation(topic_model: SCE2TM, options: dict, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -37,6 +38,23 @@ def test_answers_do_not_depend_on_the_batch_of_a_query(topic_model: SCE2TM) -> N
     part = topic_model.get_topic_proportions(indices=rows)
     np.testing.assert_allclose(part, topic_model.get_topic_proportions().iloc[rows], atol=1e-6)
     assert list(part.index) == list(topic_model.adata.obs_names[rows])
+
+
+@pytest.mark.parametrize("indices", ["first", ["cell_1"], [400], [0.5], [], np.zeros(400, dtype=bool)])
+def test_indices_that_are_no_positions(indices: Any, topic_model: SCE2TM) -> None:
+    for query in (topic_model.get_topic_proportions, topic_model.get_latent_representation, topic_model.get_perplexity):
+        with pytest.raises(SetupError, match="expected positions from 0 to 399, or a mask of 400 cells"):
+            query(indices=indices)
+
+
+def test_indices_as_mask_slice_and_from_the_end(topic_model: SCE2TM) -> None:
+    mask = np.arange(400) >= 398
+    for indices in (mask, slice(398, None), [-2, -1]):
+        pd.testing.assert_frame_equal(
+            topic_model.get_topic_proportions(indices=indices),
+            topic_model.get_topic_proportions().iloc[398:],
+            atol=1e-6,
+        )
 
 
 def test_readings_of_topics(topic_model: SCE2TM) -> None:

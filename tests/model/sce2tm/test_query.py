@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +56,25 @@ def test_some_genes_in_another_order(topic_model: SCE2TM, query: AnnData) -> Non
     dense[:, order[60:]] = 0
     padded.X = dense
     np.testing.assert_allclose(found.theta, topic_model.map_query(padded).theta, atol=1e-6)
+
+
+def test_a_mudata_answers_as_its_modality(query: AnnData, topic_model: SCE2TM) -> None:
+    """A model of a MuData reads the modality that it was trained on; one of an AnnData says which to pass."""
+    mdata = mudata.MuData({"rna": query, "protein": query[:, :5].copy()})
+    with pytest.raises(SetupError, match=r"trained on an AnnData. Type query.mod\['rna'\]"):
+        topic_model.map_query(mdata)
+    SCE2TM.setup_mudata(mdata, batch_key="batch", modalities={"layer": "rna", "batch_key": "rna"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SCE2TM(mdata, n_topics=4, n_hidden=16, n_embedding=8)
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    new = query[:9].copy()
+    new.obs["batch"] = "b9"
+    found = model.map_query(mudata.MuData({"rna": new, "protein": new[:, :5].copy()}))
+    np.testing.assert_array_equal(found.theta, model.map_query(new).theta)
+    assert found.unseen_batches == ("b9",)
+    with pytest.raises(SetupError, match=r"modalities \['dna'\]; the model was trained on the modality 'rna'"):
+        model.map_query(mudata.MuData({"dna": new}))
 
 
 def test_totals_are_over_all_genes_of_the_query(topic_model: SCE2TM, query: AnnData) -> None:

@@ -238,6 +238,13 @@ def test_sweeps_of_the_transport_solver_are_recorded() -> None:
     assert model.sinkhorn_["n_unconverged"] == 0
 
 
+def test_a_plan_begun_where_the_last_one_ended_is_as_good() -> None:
+    """Later solves take few sweeps, and the topics are those of solves from nothing, through all sweeps."""
+    warm, cold = (train(build(toy(), ecr_gradient=g), epochs=20) for g in ("implicit", "unrolled"))
+    assert warm.sinkhorn_["mean_sweeps"] < 0.5 * cold.sinkhorn_["mean_sweeps"]
+    assert np.abs(warm.get_feature_by_topic() - cold.get_feature_by_topic()).to_numpy().mean() < 0.01
+
+
 def test_training_from_a_registry_and_a_data_module() -> None:
     adata = toy(n_batches=2)
     with_data = train(build(adata, setup={"batch_key": "batch"}), epochs=1)

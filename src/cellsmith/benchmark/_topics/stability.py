@@ -17,7 +17,7 @@ from cellsmith.benchmark._topics.cases import FILES, read
 from cellsmith.benchmark._topics.fits import Fits
 from cellsmith.benchmark._topics.ours import DEFAULT, fit_model
 from cellsmith.benchmark._topics.peers import LDA, NMF
-from cellsmith.math.topics import matched_cosine
+from cellsmith.math.topics import agreement, matched_cosine
 
 __all__ = ["CHOICE", "TASK", "number_of_topics", "planted_counts", "stability"]
 
@@ -29,7 +29,7 @@ GRID = (5, 8, 10, 12, 15, 20, 30)
 def stability(
     seeds: Sequence[int], *, directory: Path, store: Store, fits: Fits, files: Iterable[str] = FILES, n_topics: int = 20
 ) -> None:
-    """Record the mean cosine of matched topics over pairs of seeds.
+    """Record the mean agreement of matched topics over pairs of seeds.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def stability(
             if len(seeds) < 2 or store.has(task=TASK, file=file, variant=name):
                 continue
             found = [fits.get(case, name, n_topics=n_topics, seed=seed).loadings[""] for seed in seeds]
-            pairs = [matched_cosine(a.T, b.T)[2].mean() for a, b in combinations(found, 2)]
+            pairs = [agreement(a.T, b.T).mean() for a, b in combinations(found, 2)]
             store.record(TASK, SimpleNamespace(file=file, seed=seeds[0]), name, {"cosine": float(np.mean(pairs))})
 
 

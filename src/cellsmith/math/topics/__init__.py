@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from cellsmith.math.topics.coherence import SetCoherence, data_npmi, set_npmi
 from cellsmith.math.topics.readings import decoder_reading, frex, lift, profile, top_genes
-from cellsmith.math.topics.scores import Diversity, diversity, matched_cosine, perplexity, topic_quality
+from cellsmith.math.topics.scores import Diversity, agreement, diversity, matched_cosine, perplexity, topic_quality
 from cellsmith.math.topics.tables import ecr, squared_distances, topic_gene
 
 __all__ = [
     "Diversity",
     "SetCoherence",
+    "agreement",
     "data_npmi",
     "decoder_reading",
     "diversity",

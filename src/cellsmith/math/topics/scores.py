@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from cellsmith._errors import SetupError
 from cellsmith.math.assign import hungarian
 
-__all__ = ["Diversity", "diversity", "matched_cosine", "perplexity", "topic_quality"]
+__all__ = ["Diversity", "agreement", "diversity", "matched_cosine", "perplexity", "topic_quality"]
 
 
 class Diversity(NamedTuple):
@@ -112,6 +112,31 @@ def matched_cosine(
     cosines = a @ b.T
     rows, columns = hungarian(cosines)
     return rows, columns, np.asarray(cosines[rows, columns])
+
+
+def agreement(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return how alike the topics of two runs are: cosines of matched topics, of what rises above the average topic.
+
+    Every gene's mean over the topics of a run is taken off before :func:`matched_cosine`: what all topics of a run have
+    in common agrees with any other run, so that even loadings would look stable. For beta the mean is 1 / K exactly,
+    since a gene's column sums to one; for loadings of other methods it is what all their topics repeat.
+
+    Parameters
+    ----------
+    first, second
+        ``(K, V)`` and ``(K', V)`` loadings of the same genes.
+
+    Returns
+    -------
+    ``(min(K, K'),)`` cosines; their mean is the stability.
+
+    Raises
+    ------
+    SetupError
+        If the genes do not agree in number.
+    """
+    above = [t - t.mean(axis=0) for t in (np.asarray(x, dtype=np.float64) for x in (first, second))]
+    return matched_cosine(above[0], above[1])[2]
 
 
 def perplexity(counts: Any, probabilities: npt.ArrayLike) -> float:

@@ -110,8 +110,8 @@ class SCE2TM(PerturbationMixin, QueryMappingMixin, QueryMixin, SamplingMixin, Co
     ecr_temperature
         Its entropy.
     ecr_gradient
-        "implicit", that of the exact plan, each solve from the one before; "unrolled", through the sweeps, as published;
-            "envelope" is wrong on purpose, for comparison.
+        "implicit", that of the exact plan, each solve begun where the last one ended; "unrolled", through the sweeps,
+        as published; "envelope" is wrong on purpose, for comparison.
     cross_weight
         Weight of the external view, times its measured quality.
     balance_weight

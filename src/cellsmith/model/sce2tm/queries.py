@@ -16,7 +16,7 @@ from cellsmith.data.splits import scipy_counts
 from cellsmith.math import topics
 from cellsmith.math.counts import binomial_split
 from cellsmith.model.sce2tm import equations as eq
-from cellsmith.model.sce2tm.coding import BATCH_SIZE
+from cellsmith.model.sce2tm.coding import BATCH_SIZE, positions
 
 __all__ = ["QueryMixin"]
 
@@ -333,7 +333,7 @@ class QueryMixin:
             raise SetupError(f"n_splits={n_splits!r}; expected at least 1. Type n_splits=1.")
         streams, nats, total = Streams(resolve_seed(seed)), 0.0, 0.0
         codes = self._batch_codes(adata)
-        codes = codes if indices is None else codes[indices]
+        codes = codes[positions(indices, len(codes))]
         for split in range(n_splits):
             generator, start = streams.numpy("sample", split), 0
             for batch in self._batches(adata, indices, None):

@@ -244,8 +244,8 @@ class QueryMappingMixin:
         if name not in query.mod:
             trained = "an AnnData" if name is None else f"the modality {name!r}"
             raise SetupError(
-                f"The query is a MuData with the modalities {list(query.mod)}; the model was trained on {trained}. Type "
-                f"query.mod[{next(iter(query.mod), name)!r}]."
+                f"The query is a MuData with the modalities {list(query.mod)}; the model was trained on {trained}. "
+                f"Type query.mod[{next(iter(query.mod), name)!r}]."
             )
         return query.mod[name]
 

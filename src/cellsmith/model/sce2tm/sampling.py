@@ -15,6 +15,7 @@ from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import Streams, resolve_seed
 from cellsmith.model.sce2tm import equations as eq
+from cellsmith.model.sce2tm.coding import positions
 
 __all__ = ["SamplingMixin"]
 
@@ -232,7 +233,7 @@ class SamplingMixin:
         self._require_trained("posterior_predictive_sample")
         streams, samples = Streams(resolve_seed(seed)), []
         n = (self.adata if adata is None else adata).n_obs
-        order = np.arange(n) if indices is None else np.arange(n)[indices]
+        order = positions(indices, n)
         n_genes = len(self._training_genes())
         for k in range(n_samples):
             child = Streams(streams.integer("sample", k))
