@@ -8,8 +8,10 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "annotation": "._annotation.compare",
+        "clustering": "._clustering.compare",
         "distillation": "._distillation.compare",
         "missingness": "._missingness.compare",
+        "propagation": "._clustering.propagation",
         "score_distilled": "._distillation.compare",
         "synthesis": "._synthesis.quality",
         "topics": "._topics.compare",

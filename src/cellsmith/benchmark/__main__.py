@@ -26,6 +26,7 @@ TOPICS = {
     "annotation": "refine the scores of a classifier: GRIT",
     "missingness": "embed cells with missing entries: BC-PCA",
     "distillation": "a few rows a class in place of all cells: sketches, metacells, scDD",
+    "clustering": "clusters, and whether a learned cell graph helps: SCAGC",
     "topics": "topics of gene expression: scE2TM",
 }
 """Topic -> what its line of the help says; the code is in ``_<topic>/command.py``."""

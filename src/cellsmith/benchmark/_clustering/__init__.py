@@ -1,0 +1,1 @@
+"""Clusters: methods on the same cells and genes; whether a learned graph helps."""

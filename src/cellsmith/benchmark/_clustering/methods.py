@@ -1,0 +1,112 @@
+"""Methods that cluster, or give a space or a graph to cluster: ``(counts, batch_key, seed, n_clusters) -> Found``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from anndata import AnnData
+
+from cellsmith._rng import isolated
+
+__all__ = [
+    "KNN_GRAPH",
+    "METHODS",
+    "NO_GRAPH",
+    "PCA",
+    "PEERS",
+    "RANDOM_GRAPH",
+    "SCAGC",
+    "SCVI",
+    "UNTRAINED",
+    "Found",
+    "Method",
+]
+
+PCA, SCVI = "PCA 50", "scVI"
+UNTRAINED, SCAGC = "untrained graph", "SCAGC"
+KNN_GRAPH, RANDOM_GRAPH, NO_GRAPH = "SCAGC, fixed kNN graph", "SCAGC, random graph", "SCAGC, no graph"
+N_NEIGHBORS = 15
+Labels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found.
+
+    Parameters
+    ----------
+    latent
+        Space (n, d) for k-means; None: no such reading.
+    graph
+        Symmetric weights (n, n), CSR, for Leiden; None: 15 neighbours of the latent.
+    labels
+        Clusters of its own, (n,): ``"auto"`` without and ``"given"`` with the number of types.
+    """
+
+    latent: npt.NDArray[np.float32] | None = None
+    graph: Any = None
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+
+
+Method = Callable[[AnnData, str | None, int, int | None], Found]
+
+
+def pca(counts: AnnData, batch_key: str | None, seed: int, n_clusters: int | None) -> Found:
+    """Return 50 principal components of log1p counts at 10,000 a cell, not scaled; batches are not corrected."""
+    import scanpy as sc
+
+    cells = AnnData(counts.X.copy())
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    sc.pp.pca(cells, n_comps=50, random_state=seed)
+    return Found(np.asarray(cells.obsm["X_pca"], dtype=np.float32))
+
+
+def scvi(counts: AnnData, batch_key: str | None, seed: int, n_clusters: int | None) -> Found:
+    """Train scVI with a negative binomial, everything else at its defaults, the number of epochs among them."""
+    from scvi.model import SCVI as Model
+
+    cells = counts.copy()
+    with isolated(seed):
+        Model.setup_anndata(cells, batch_key=batch_key)
+        model = Model(cells, gene_likelihood="nb")
+        model.train(accelerator="cpu", enable_progress_bar=False, logger=False)
+        return Found(np.asarray(model.get_latent_representation(), dtype=np.float32))
+
+
+def scagc(
+    counts: AnnData,
+    batch_key: str | None,
+    seed: int,
+    n_clusters: int | None,
+    *,
+    epochs: int | None = None,
+    **changed: Any,
+) -> Found:
+    """Train SCAGC, or a control of it: embedding, graph, clusters without and with the number of types."""
+    from cellsmith.model import SCAGC as Model
+
+    cells = counts.copy()
+    Model.setup_anndata(cells, batch_key=batch_key)
+    model = Model(cells, **changed)
+    model.train(max_epochs=epochs, seed=seed, accelerator="cpu", enable_progress_bar=False)
+    labels = {"auto": model.predict().to_numpy()}
+    return Found(model.get_latent_representation(), model.get_learned_graph(), labels)
+
+
+PEERS: dict[str, Method] = {PCA: pca, SCVI: scvi}
+
+METHODS: dict[str, Method] = {
+    **PEERS,
+    UNTRAINED: partial(scagc, epochs=0),
+    SCAGC: scagc,
+    KNN_GRAPH: partial(scagc, graph="knn"),
+    RANDOM_GRAPH: partial(scagc, graph="random"),
+    NO_GRAPH: partial(scagc, graph="none"),
+}
+"""Every method that can be named; a further one is one line here."""
