@@ -12,7 +12,7 @@ import cellsmith
 from cellsmith._errors import SetupError
 from cellsmith.benchmark._missingness.results import Tables
 from cellsmith.benchmark._store import SPEED, TASKS, Store
-from cellsmith.benchmark._topics import bars, conditions, enriched, peers, scoring, stability, use_bars, views
+from cellsmith.benchmark._topics import bars, choice, conditions, enriched, peers, scoring, stability, use_bars, views
 from cellsmith.benchmark._topics.cases import prepare, variable_genes
 from cellsmith.benchmark._topics.compare import EVERY, pick, run_case
 from cellsmith.benchmark._topics.fits import Fits
@@ -300,7 +300,7 @@ def test_guard_of_the_gradient_is_judged_on_every_seed():
         for seed in range(3):
             for variant, value in (
                 (bars.SHORT, 0.8),
-                (bars.IMPLICIT, 0.81),
+                (bars.UNROLLED, 0.81),
                 (bars.ENVELOPE, 0.8 - (0.3 if seed else gap)),
             ):
                 out.append(_row("topics, K = 20", "pbmc68k", variant, "td_unique", value, seed))
@@ -334,3 +334,39 @@ def test_views_of_noise_must_be_bit_equal():
 
     assert _judged(rows(1.0), "V1") == "pass"
     assert _judged(rows(0.0), "V1") == "FAIL"
+
+
+def _scored(name, *, nats, tq, redundancy=0.1):
+    values = {"nats": nats, "tq": tq, "redundancy": redundancy, choice.AGREEMENT: 0.5}
+    return [_row(choice.TASK, file, name, m, v, 0) for file in ("pbmc68k", "pbmc4k_10x") for m, v in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("better", "present", "winner"),
+    [
+        ({"nats": 6.0, "tq": 0.3}, {"nats": 6.0, "tq": 0.2}, "better"),
+        ({"nats": 6.0, "tq": 0.2}, {"nats": 6.0, "tq": 0.2}, "present"),  # a change needs a reason
+        ({"nats": 6.02, "tq": 0.3}, {"nats": 6.0, "tq": 0.2}, "present"),  # worse on cells left out
+        ({"nats": 6.0, "tq": 0.1}, {"nats": 6.02, "tq": 0.2}, "better"),  # the present one is
+        ({"nats": 6.0, "tq": 0.1}, {"nats": 6.0, "tq": 0.2, "redundancy": 0.3}, "better"),
+        ({"nats": 6.02, "tq": 0.3}, {"nats": 6.0, "tq": 0.2, "redundancy": 0.3}, "present"),  # nobody varied is near
+    ],
+)
+def test_rule_of_the_default(better, present, winner):
+    table = pd.DataFrame([*_scored("better", **better), *_scored("present", **present)])
+    assert choice.chosen(table, ["better", "present"], "present")[0] == winner
+
+
+def test_rule_of_the_smallest_effect():
+    def rows(found, chance):
+        out = []
+        for e, f, c in zip(choice.EFFECTS, found, chance, strict=True):
+            for seed in range(2):
+                out.append(_row(choice.ON_TOYS, "toy", "10 genes", f"found {e:g}", f, seed))
+                out.append(_row(choice.ON_TOYS, "toy", "10 genes", f"selected {e:g}", 3.0, seed))
+                out.append(_row(choice.ON_TOYS, "toy", choice.NOTHING, f"selected {e:g}", c, seed))
+        return pd.DataFrame(out)
+
+    found = (0.9, 0.85, 0.8, 0.79, 0.6, 0.1)
+    assert choice.chosen_effect(rows(found, (0.2, 0.1, 0, 0, 0, 0)), choice.ON_TOYS)[0] == 0.5
+    assert choice.chosen_effect(rows(found, (0.05, 0, 0, 0, 0, 0)), choice.ON_TOYS)[0] == 0.0

@@ -9,7 +9,7 @@ from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._topics.cases import BUNDLED, TUNING, read
 from cellsmith.benchmark._topics.compare import run_case
 from cellsmith.benchmark._topics.fits import Fits
-from cellsmith.benchmark._topics.ours import ABLATIONS, DEFAULT, ENVELOPE, IMPLICIT, NO_ECR, PAPER, PAPER_60, SHORT
+from cellsmith.benchmark._topics.ours import ABLATIONS, DEFAULT, ENVELOPE, NO_ECR, PAPER, PAPER_60, SHORT, UNROLLED
 
 __all__ = ["MANY", "ablation", "guard", "regularisation"]
 
@@ -29,7 +29,7 @@ def guard(seeds: Iterable[int], *, directory: Path, store: Store, fits: Fits) ->
     """
     case = read(directory, BUNDLED)
     for seed in seeds:
-        names = [SHORT, ENVELOPE, IMPLICIT, PAPER_60, PAPER]
+        names = [SHORT, ENVELOPE, UNROLLED, PAPER_60, PAPER]
         run_case(case, names, n_topics=N_TOPICS, seed=seed, store=store, fits=fits)
         run_case(case, [SHORT], n_topics=MANY, seed=seed, store=store, fits=fits)
 

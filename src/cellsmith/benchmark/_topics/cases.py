@@ -12,9 +12,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from cellsmith._errors import SetupError, nearest
+from cellsmith._rng import Streams
 from cellsmith.benchmark._files import load
 
-__all__ = ["BUNDLED", "FILES", "NAMED", "TUNING", "Case", "prepare", "read"]
+__all__ = ["BUNDLED", "CUT", "FILES", "NAMED", "TUNING", "Case", "drawn", "prepare", "read"]
 
 BUNDLED = "pbmc68k"
 """The 700 cells that scanpy carries."""
@@ -23,7 +24,9 @@ TUNING = (BUNDLED, "pbmc4k_10x")
 """Defaults may be chosen on these; the others only report."""
 NAMED = (BUNDLED, "kang_ifnb", "pbmc_facs")
 """Files whose genes carry symbols."""
-MAX_GENES, MIN_CELLS = 2_000, 10
+CUT = ("young_kidney", "kang_ifnb", "pbmc_facs")
+"""Files of which 1,500 cells are drawn, with a seed: time."""
+MAX_GENES, MIN_CELLS, MAX_CELLS = 2_000, 10, 1_500
 PLACES = ("cell_type", "condition", "batch")
 
 
@@ -133,8 +136,16 @@ def prepare(
 
 
 def read(directory: Path, file: str) -> Case:
-    """Return a file of the benchmark data directory, or scanpy's bundled cells."""
-    return prepare(raw(directory, file), file=file)
+    """Return a file of the benchmark data directory, or scanpy's bundled cells; of some files a draw of cells."""
+    case = prepare(raw(directory, file), file=file)
+    return drawn(case) if file in CUT else case
+
+
+def drawn(case: Case, n: int = MAX_CELLS) -> Case:
+    """Return at most `n` cells by a seeded draw, with the genes of the whole."""
+    if case.cells.n_obs <= n:
+        return case
+    return case.of(np.sort(Streams(0).numpy("cut").permutation(case.cells.n_obs)[:n]))
 
 
 def raw(directory: Path, file: str) -> AnnData:

@@ -8,7 +8,18 @@ from typing import Any
 
 from cellsmith.benchmark._files import data_directory
 from cellsmith.benchmark._store import SPEED, TASKS, Store
-from cellsmith.benchmark._topics import ablation, batches, conditions, enriched, later, nulls, rare, stability, views
+from cellsmith.benchmark._topics import (
+    ablation,
+    batches,
+    choice,
+    conditions,
+    enriched,
+    later,
+    nulls,
+    rare,
+    stability,
+    views,
+)
 from cellsmith.benchmark._topics.cases import FILES
 from cellsmith.benchmark._topics.compare import EVERY, pick, quality
 from cellsmith.benchmark._topics.fits import Fits
@@ -18,7 +29,7 @@ from cellsmith.benchmark._topics.speed import speed
 __all__ = ["PARTS", "add_arguments", "run"]
 
 PARTS = ("topics", "guard", "regularisation", "conditions", "views", "speed", "stability", "later", "enriched")
-PARTS += ("rare", "batches", "nulls", "ablation")
+PARTS += ("rare", "batches", "nulls", "ablation", "choice")
 """In the order of what a reader asks first."""
 
 
@@ -79,6 +90,14 @@ def _run(part: str, options: argparse.Namespace, shared: dict[str, Any], fits: F
         later.technologies(seeds, **shared)
     elif part == "enriched":
         enriched.enriched(seeds, **shared, fits=fits)
+    elif part == "choice":
+        winner = choice.FORMER
+        for step in (choice.first_step, choice.second_step):
+            names = step(winner)
+            choice.training(names, directory=shared["directory"], store=store)
+            winner = choice.chosen(store.table, names, winner)[0]
+        choice.selection(**shared)
+        choice.toys(store=store)
     else:
         run_part = {"rare": rare.planted_types, "batches": batches.batches, "nulls": nulls.nulls}[part]
         run_part(seeds, **shared)

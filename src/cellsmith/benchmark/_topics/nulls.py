@@ -11,14 +11,14 @@ import numpy as np
 
 from cellsmith._rng import Streams
 from cellsmith.benchmark._store import Store
-from cellsmith.benchmark._topics.cases import prepare, raw
+from cellsmith.benchmark._topics.cases import drawn, prepare, raw
 from cellsmith.benchmark._topics.conditions import FILE, N_TOPICS, cells_of
 from cellsmith.benchmark._topics.ours import DEFAULT, fit_model
 
 __all__ = ["TASK", "nulls"]
 
 TASK, DONORS = "no effect", "kang_ctrl_8donors"
-N_SPLITS = 50
+N_SPLITS, MAX_CELLS = 50, 3_000
 
 
 def nulls(seeds: Iterable[int], *, directory: Path, store: Store) -> None:
@@ -44,7 +44,7 @@ def nulls(seeds: Iterable[int], *, directory: Path, store: Store) -> None:
                 hits.append(len(model.select_topics("half", "one", "other")) > 0)
             store.record(TASK, SimpleNamespace(file=FILE, seed=seed), DEFAULT, {"selected": float(np.mean(hits))})
         if not store.has(task=TASK, file=DONORS, seed=seed):
-            cells = cells_of(prepare(raw(directory, DONORS), file=DONORS))
+            cells = cells_of(drawn(prepare(raw(directory, DONORS), file=DONORS), MAX_CELLS))
             model, hits, plain = fit_model(cells, N_TOPICS, seed), [], []
             names = sorted(set(cells.obs["batch"]))
             for chosen in combinations(names[1:], len(names) // 2 - 1):

@@ -16,18 +16,18 @@ __all__ = [
     "ABLATIONS",
     "DEFAULT",
     "ENVELOPE",
-    "IMPLICIT",
     "NO_ECR",
     "PAPER",
     "PAPER_60",
     "SHORT",
+    "UNROLLED",
     "VARIANTS",
     "Variant",
 ]
 __all__ += ["as_fit", "fit_model", "method", "methods"]
 
 DEFAULT, PAPER, PAPER_60 = "SCE2TM", "SCE2TM, paper", "SCE2TM, paper, 60 epochs"
-SHORT, ENVELOPE, IMPLICIT = "SCE2TM, 60 epochs", "SCE2TM, 60 epochs, envelope", "SCE2TM, 60 epochs, implicit"
+SHORT, ENVELOPE, UNROLLED = "SCE2TM, 60 epochs", "SCE2TM, 60 epochs, envelope", "SCE2TM, 60 epochs, unrolled"
 NO_ECR = "SCE2TM, ecr_weight 0"
 GUARDED = 60  # epochs of the rows that repeat what the measured facts were measured with
 
@@ -63,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
     PAPER: _model(variant="paper"),
     PAPER_60: Variant({"variant": "paper"}, {"max_epochs": GUARDED}),
     ENVELOPE: Variant({"ecr_gradient": "envelope"}, {"max_epochs": {"topics": GUARDED}}),
-    IMPLICIT: Variant({"ecr_gradient": "implicit"}, {"max_epochs": {"topics": GUARDED}}),
+    UNROLLED: Variant({"ecr_gradient": "unrolled"}, {"max_epochs": {"topics": GUARDED}}),
     **ABLATIONS,
 }
 """Name in the tables -> what differs."""

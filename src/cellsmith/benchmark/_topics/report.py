@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from cellsmith.benchmark._annotation.bars import mark
 from cellsmith.benchmark._annotation.results import number
 from cellsmith.benchmark._missingness.results import Tables
 from cellsmith.benchmark._store import SPEED, TASKS, Store
-from cellsmith.benchmark._topics import batches, conditions, enriched, later, nulls, views
+from cellsmith.benchmark._topics import batches, choice, conditions, enriched, later, nulls, views
 from cellsmith.benchmark._topics.bars import chosen_space, task_of
 from cellsmith.benchmark._topics.cases import FILES, TUNING
 from cellsmith.benchmark._topics.ours import ABLATIONS, DEFAULT, VARIANTS
@@ -107,6 +110,30 @@ def _ablations(results: Tables) -> list[str]:
     return out
 
 
+def _choices(results: Tables) -> list[str]:
+    """Show what the rules of the notes read, and what they chose."""
+    rows, winner, out = results.of("choice"), choice.FORMER, []
+    for step in (choice.first_step, choice.second_step):
+        names = step(winner)
+        if not set(names) <= set(results.of(choice.TASK)["variant"]):
+            return [*out, "Not run.", ""]
+        winner, read = choice.chosen(rows, names, winner)
+        columns = [c for c in read if c not in ("near", "varied")]
+        lines = [[str(n), str(r[0]), *(number(float(v)) for v in r[1:])] for n, r in _lines(read, columns)]
+        out += [_grid(["candidate", *columns], lines), "", f"Chosen: {winner}.", ""]
+    for task in (choice.SELECTION, choice.ON_TOYS):
+        if results.of(task).empty:
+            return [*out, "Not run.", ""]
+        value, read = choice.chosen_effect(rows, task)
+        lines = [[f"{e:g}", *(number(float(v)) for v in r)] for e, r in _lines(read, list(read))]
+        out += [_grid(["`min_effect`", *(c.replace("_", " ") for c in read)], lines), "", f"By {task}: {value:g}.", ""]
+    return out
+
+
+def _lines(table: pd.DataFrame, columns: Sequence[str]) -> Iterable[tuple[Any, list[Any]]]:
+    return ((name, [row[c] for c in columns]) for name, row in table.iterrows())
+
+
 def _summary(results: Tables, task: str, metrics: Sequence[str], *, file: str | None = None) -> str:
     """Return means over runs, one row a task and variant."""
     rows, table = [], results.of(task, file=file)
@@ -186,6 +213,19 @@ def _page(results: Tables, notes: str) -> str:
         "k-means ARI by .01 and lowers neither, nor the F1 of rare types, by more than .01.",
         "",
         *_ablations(results),
+    ]
+    out += [
+        "## How defaults were chosen",
+        "",
+        "Without labels, by the rules in the notes below: nats a count of cells left out,",
+    ]
+    out += [
+        "redundancy, and `replicated`, TD x NPMI x agreement of seeds, on each tuning file. `min_effect`: share of the"
+    ]
+    out += [
+        "planted genes found, topics selected, and share of random halves in which any is selected.",
+        "",
+        *_choices(results),
     ]
     out += ["## Topics switched in cells", "", *_conditions(results)]
     out += ["### Where nothing differs", "", _summary(results, nulls.TASK, ("selected", "selected_by_cells")), ""]

@@ -100,7 +100,7 @@ def _noise(results: Tables) -> Measured | None:
         return None
     q, equal = (rows[rows["metric"] == m]["value"] for m in ("q", "bit_equal"))
     text = f"q = 0 in {int((q == 0).sum())} of {len(q)}, bit-equal in {int(equal.sum())} of {len(equal)}"
-    return Measured(text, bool((q == 0).all()) and bool(equal.all()) and len(q) >= 2 * views.N_DRAWS)
+    return Measured(text, bool((q == 0).all()) and bool(equal.all()) and len(q) >= 2 * len(views.DRAWS))
 
 
 def _view(results: Tables, name: str, metric: str, file: str) -> float:

@@ -25,6 +25,9 @@ MAX_MATRIX_COLUMNS = 2_000
 # The gate is a ratio of two means over cells: more of them change nothing that matters.
 MAX_GATE_CELLS = 20_000
 N_PERMUTATIONS = 20
+# Standard deviations of 20 permutations that a view must beat: 3 of them let one of 40 views of noise pass, and with
+# their own spread unknown (Student, 19 degrees of freedom) 5 do so less than once in 10,000.
+BY_CHANCE = 5.0
 N_SCORES, N_GATE_SCORES = 50, 30
 
 
@@ -268,7 +271,7 @@ def _weigh(tables: _Tables, gate: str | float, *, published: bool, notes: list[s
 
 
 def measure_gate(tables: _Tables, *, by: str = "explained") -> Gate:
-    """T21: q = clip((e - e0) / (e1 - e0), 0, 1), and 0 unless the view beats its own permutations by 3 sd.
+    """T21: q = clip((e - e0) / (e1 - e0), 0, 1), and 0 unless the view beats its own permutations by 5 sd.
 
     Counts are split into two binomial halves A and B. Neighbours are worth what they explain of the leading
     components of B: those of the view e, of its permuted rows e0 +- sd0, of expression in A e1. T21b ("overlap") does
@@ -290,8 +293,8 @@ def measure_gate(tables: _Tables, *, by: str = "explained") -> Gate:
     common, most = graph.neighbor_overlap(external, whole), graph.neighbor_overlap(table_a, table_b)
     overlap = float(np.clip((common - chance.mean()) / most, 0.0, 1.0)) if most > 0 else 0.0
     if by == "overlap":
-        q = overlap if common > chance.mean() + 3 * chance.std() else 0.0
-    elif ceiling > null.mean() and explained > null.mean() + 3 * null.std():
+        q = overlap if common > chance.mean() + BY_CHANCE * chance.std() else 0.0
+    elif ceiling > null.mean() and explained > null.mean() + BY_CHANCE * null.std():
         q = float(np.clip((explained - null.mean()) / (ceiling - null.mean()), 0.0, 1.0))
     else:
         q = 0.0
