@@ -90,11 +90,27 @@ def test_a_shared_gradient_is_clipped_with_each_unit() -> None:
         torch.testing.assert_close(one.gradients[k], other.gradients[k], rtol=1e-9, atol=1e-12)
 
 
-def test_ghost_refuses_parameters_outside_linear_layers() -> None:
-    params = {**parameters(torch.float32), "scale": torch.ones(())}
-    with pytest.raises(PrivacyError, match=r"scale.*method='vmap'"):
+def test_ghost_counts_parameters_outside_linear_layers() -> None:
+    params = {**parameters(torch.float64), "scale": torch.tensor(1.3, dtype=torch.float64)}
+    batch = {"x": torch.randn(9, 2, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)}
+    found, oracle = (
+        privacy.clipped_gradient_sum(lambda p, b: p["scale"] * loss(p, b), params, batch, clip_norm=1.0, method=m)
+        for m in ("ghost", "vmap")
+    )
+    torch.testing.assert_close(found.norms, oracle.norms)
+    for k in params:
+        torch.testing.assert_close(found.gradients[k], oracle.gradients[k])
+
+
+def test_ghost_refuses_many_parameters_outside_linear_layers() -> None:
+    params = {**parameters(torch.float32), "table": torch.ones(100_000)}
+    with pytest.raises(PrivacyError, match=r"table.*method='vmap'"):
         privacy.clipped_gradient_sum(
-            lambda p, b: p["scale"] * loss(p, b), params, {"x": torch.ones(2, 2, 5)}, clip_norm=1.0, method="ghost"
+            lambda p, b: p["table"].sum() * loss(p, b),
+            params,
+            {"x": torch.ones(2, 2, 5)},
+            clip_norm=1.0,
+            method="ghost",
         )
 
 

@@ -6,10 +6,13 @@ from cellsmith._lazy import attach
 
 _CLASSES = {
     "BCPCA": ".bcpca.model",
+    "DPDCAN": ".dpdcan.model",
     "GRIT": ".grit.model",
+    "SCAGC": ".scagc.model",
     "SCDD": ".scdd.model",
     "SCE2TM": ".sce2tm.model",
     "SCLD": ".scld.model",
+    "ScSiameseClu": ".scsiameseclu.model",
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _CLASSES)

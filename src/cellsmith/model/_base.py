@@ -190,6 +190,9 @@ class CellModel(BaseModelClass):
             **(datasplitter_kwargs or {}),
         }
         # Everything that may refuse an argument comes first: a trained model then stays as it was.
+        self._check_request(
+            {"early_stopping": early_stopping, "batch_size": batch_size, "datamodule": datamodule} | split_args
+        )
         streams = Streams(resolve_seed(seed))
         wanted = {**(plan_config or {}), **(plan_kwargs or {})}
         stages = self._planned_stages(max_epochs, wanted, batch_size)
@@ -241,6 +244,9 @@ class CellModel(BaseModelClass):
             stages = tuple(replace(s, batch_size=batch_size) if s.batches == "cells" else s for s in stages)
         return stages
 
+    def _check_request(self, request: Mapping[str, Any]) -> None:
+        """Refuse options of ``train`` that a method cannot honour; by default all are fine."""
+
     def _check_devices(self, chosen: Any) -> None:
         listed = chosen.split(",") if isinstance(chosen, str) else chosen
         n_devices = len(listed) if isinstance(listed, list) else int(listed)
@@ -283,13 +289,17 @@ class CellModel(BaseModelClass):
                 {"batch_size": stage.batch_size, "min_batch": stage.min_batch},
             )
             data = CellSplit(reader, self._split, streams=streams, position=position, **size)
+        self._fit(stage, data, StagePlan(self.module, stage))
+
+    def _fit(self, stage: Stage, data: Any, plan: StagePlan) -> None:
+        """Run the batches of a stage through its plan."""
         kwargs = dict(self._runner_kwargs)
         patience, wanted = stage.plan.patience, kwargs.pop("early_stopping")
         validates = data.n_val > 0 if hasattr(data, "n_val") else validation_batches(data) is not None
         stop = validates and patience is not None and wanted is not False
         runner = StageRunner(
             self,
-            training_plan=StagePlan(self.module, stage),
+            training_plan=plan,
             data_splitter=data,
             max_epochs=stage.max_epochs,
             early_stopping=stop,

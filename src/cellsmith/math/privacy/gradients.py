@@ -73,8 +73,8 @@ def clipped_gradient_sum(
     clip_norm
         C.
     method
-        "vmap" (any loss), "ghost" (parameters that enter through linear layers only; needs no gradient of a single
-        unit), "auto": vmap below 100,000 coordinates.
+        "vmap" (any loss), "ghost" (gradients of single units are never written out where parameters enter through
+        linear layers), "auto": vmap below 100,000 coordinates.
     chunk_size
         Units at a time; None keeps gradients below 256 MB.
     shared
@@ -87,7 +87,7 @@ def clipped_gradient_sum(
     Raises
     ------
     PrivacyError
-        For an unknown method, or "ghost" on parameters that do not enter through linear layers.
+        For an unknown method, or "ghost" on 100,000 or more coordinates that do not enter through linear layers.
     """
     if method not in METHODS:
         raise PrivacyError(f"method={method!r}; expected one of {METHODS}.")
@@ -103,7 +103,7 @@ def clipped_gradient_sum(
     norms = []
     for start in range(0, n_units, size):
         rows = {k: v[start : start + size] for k, v in batch.items()}
-        gradients = {k: g.flatten(1) for k, g in one_unit(dict(params), rows).items()}
+        gradients = {k: g.reshape(len(g), -1) for k, g in one_unit(dict(params), rows).items()}
         if shared is not None:
             gradients = {k: g + shared[k].flatten() for k, g in gradients.items()}
         norm = torch.stack([g.square().sum(dim=1) for g in gradients.values()]).sum(dim=0).sqrt()
@@ -165,7 +165,7 @@ def _ghost(loss_fn: LossFn, params: Params, batch: Params, *, clip_norm: float, 
             squared += 2 * ((b @ shared[weight]) * a).sum(dim=(1, 2))
             if bias is not None:
                 squared += 2 * (b @ shared[bias]).sum(dim=1)
-    _refuse_outside_linears(leaves, seen)
+    squared = squared + _outside_linears(loss_fn, leaves, batch, seen=seen, shared=shared)
     if shared is not None:
         squared += sum(s.square().sum() for s in shared.values())
     norms = squared.clamp(min=0.0).sqrt()
@@ -187,13 +187,28 @@ def _ghost(loss_fn: LossFn, params: Params, batch: Params, *, clip_norm: float, 
     return ClippedSum(out, norms)
 
 
-def _refuse_outside_linears(leaves: Params, seen: set[str]) -> None:
-    outside = sorted(set(leaves) - seen)
-    if outside:
+def _outside_linears(
+    loss_fn: LossFn, leaves: Params, batch: Params, *, seen: set[str], shared: Params | None
+) -> Tensor | float:
+    """Return squared norms (B,) over parameters that enter in another way; there must be few of them."""
+    outside = {k: p.detach() for k, p in leaves.items() if k not in seen}
+    if not outside:
+        return 0.0
+    if sum(p.numel() for p in outside.values()) >= MANY:
         raise PrivacyError(
-            f"Ghost norms see linear layers only, but {outside[:3]} enter the loss in another way (or not at all). "
-            "Type method='vmap'."
+            f"Ghost norms see linear layers only, but the large parameters {sorted(outside)[:3]} enter the loss in "
+            "another way (or not at all). Type method='vmap'."
         )
+    inside = {k: p.detach() for k, p in leaves.items() if k in seen}
+    one_unit = torch.func.vmap(torch.func.grad(lambda p, b: loss_fn({**inside, **p}, b)), in_dims=(None, 0))
+    gradients = one_unit(outside, dict(batch))
+    total: Tensor | float = 0.0
+    for k, g in gradients.items():
+        rows = g.reshape(len(g), -1)
+        total = total + rows.square().sum(dim=1)
+        if shared is not None:
+            total = total + 2 * rows @ shared[k].flatten()
+    return total
 
 
 def add_noise(

@@ -1,0 +1,1 @@
+"""DP-DCAN: clustering under differential privacy."""
