@@ -149,6 +149,9 @@ class Stage:
         Metric that decides on stopping.
     watch
         Name of the module's method that is handed the validation means (name of the term -> mean) of every check.
+    between
+        Name of the module's method ``(epoch, n_epochs) -> bool`` that is called between two epochs with the number of
+        the next one; True ends the stage.
     plan
         Optimiser.
     """
@@ -166,6 +169,7 @@ class Stage:
     solve: str | None = None
     monitor: str = "validation_loss"
     watch: str | None = None
+    between: str | None = None
     plan: Optim = field(default_factory=Optim)
 
 
@@ -323,8 +327,11 @@ class StagePlan(LightningModule):
         self._sums[phase] = {}
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means."""
+        """Log the epoch's means, and prepare the next epoch."""
         self._flush("train")
+        following, n_epochs = self.current_epoch + 1, self.trainer.max_epochs or 0
+        if self.stage.between is not None and following < n_epochs:
+            self.trainer.should_stop |= getattr(self.module, self.stage.between)(following, n_epochs)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation means, keep the best iterate and refuse a monitor that never moves."""

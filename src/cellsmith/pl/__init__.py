@@ -9,8 +9,10 @@ __getattr__, __dir__, __all__ = attach(
     {
         "bcpca_baselines": "._bcpca",
         "distillation": "._distillation",
+        "graph_degrees": "._scagc",
         "grit_flow": "._grit",
         "interpolation": "._synthesis",
+        "merge_path": "._scagc",
         "n_topics_curve": "._topics",
         "privacy": "._synthesis",
         "synthetic_genes": "._synthesis",

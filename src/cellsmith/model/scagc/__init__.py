@@ -1,0 +1,1 @@
+"""SCAGC: clustering on a cell graph that is learned."""
