@@ -21,10 +21,22 @@ from cellsmith.benchmark._clustering.methods import (
     SCVI,
     UNTRAINED,
     Found,
+    load_found,
+    save_found,
 )
 from cellsmith.benchmark._clustering.report import report
 from cellsmith.benchmark._clustering.results import MAIN, Clusters
-from cellsmith.benchmark._clustering.scoring import GRID, KMEANS, KNN, MATCHED, OWN, neighbor_graph, readings
+from cellsmith.benchmark._clustering.scoring import (
+    GRID,
+    KMEANS,
+    KNN,
+    MATCHED,
+    MERGED,
+    MERGED_TO,
+    OWN,
+    neighbor_graph,
+    readings,
+)
 from cellsmith.benchmark._store import SPEED, Store
 
 
@@ -61,11 +73,11 @@ def test_methods_see_counts_and_batch_and_no_type(case, cells):
 
 
 def test_readings_of_an_oracle(case):
-    found = readings(blobs(None, None, 0, 3), 3, 0)
-    assert set(found) == {*(f"Leiden {r}" for r in GRID), MATCHED, KMEANS, OWN}
-    assert all(cs.metrics.ari(case.labels, found[r]) == 1 for r in (MATCHED, KMEANS, OWN, "Leiden 0.2"))
+    found = readings(case, blobs(None, None, 0, 3), 0)
+    assert set(found) == {*(f"Leiden {r}" for r in GRID), MATCHED, KMEANS, MERGED, MERGED_TO, OWN}
+    assert all(cs.metrics.ari(case.labels, found[r]) == 1 for r in (MATCHED, KMEANS, MERGED_TO, OWN, "Leiden 0.2"))
     own = Found(blobs.latent, neighbor_graph(blobs.latent, 0))
-    twice = readings(own, 3, 0)
+    twice = readings(case, own, 0)
     np.testing.assert_array_equal(twice[f"{KNN}Leiden 0.5"], found["Leiden 0.5"])
     np.testing.assert_array_equal(twice["Leiden 0.5"], found["Leiden 0.5"])
 
@@ -83,12 +95,34 @@ def test_tables_resume_and_seeds_are_compared(case, tmp_path):
             where = {"store": store, "further": further, "cells": MAIN, "fits": tmp_path / "fits"}
             run_case(case, {"mine": counted}, seed, **where)
     assert calls == [0, 1]
-    assert store.table.shape == (2 * 10, len(COLUMNS))
+    assert store.table.shape == (2 * 12, len(COLUMNS))
     assert (store.table.loc[store.table["reading"] == OWN, "ari"] == 1).all()
     facts = further.table.set_index(["seed", "metric"])["value"]
     assert facts[1, BETWEEN + "0"] == 1
     assert facts[0, "n_types"] == 3
     assert facts[0, "knn_homophily"] == 1
+    # what was found is read, not found again
+    again = Store(COLUMNS)
+    run_case(case, {"mine": counted}, 1, **where | {"store": again, "further": Store(FACTS)})
+    assert calls == [0, 1]
+    before = store.table[store.table["seed"] == 1].set_index("reading")
+    pd.testing.assert_series_equal(again.table.set_index("reading")["ari"], before["ari"])
+
+
+def test_what_a_method_found_is_kept(tmp_path):
+    found = Found(blobs.latent, neighbor_graph(blobs.latent, 0), {"auto": blobs.labels})
+    for each in (found, Found(graph=found.graph), Found(blobs.latent)):
+        save_found(tmp_path / "x.npz", each, {"seconds": 2.0})
+        back, cost = load_found(tmp_path / "x.npz")
+        assert cost == {"seconds": 2.0}
+        assert set(back.labels) == set(each.labels)
+        assert (back.graph is None) == (each.graph is None)
+        assert (back.latent is None) == (each.latent is None)
+    save_found(tmp_path / "x.npz", found, {})
+    back = load_found(tmp_path / "x.npz")[0]
+    np.testing.assert_array_equal(back.latent, found.latent)
+    assert (back.graph != found.graph).nnz == 0
+    assert back.labels["auto"].tolist() == [str(v) for v in blobs.labels]
 
 
 def test_own_method_beside_the_peers_and_unknown_names(cells):

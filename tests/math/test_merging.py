@@ -113,6 +113,19 @@ def test_within_batches_a_shift_of_a_batch_is_no_marker():
     np.testing.assert_array_equal(apart, enrichment.pair_marker_counts(x, batches))
 
 
+def test_a_number_of_clusters_can_be_asked_for():
+    x, groups = _counts(_profiles(4), (40, 40, 40, 40))
+    split = groups * 2 + np.random.default_rng(0).integers(2, size=len(groups))
+    merged, path = enrichment.merge_by_markers(x, split, n_clusters=4)
+    assert len(np.unique(np.c_[merged, groups], axis=0)) == 4
+    assert np.isnan(path.threshold)
+    assert path.n_clusters.tolist() == [7, 6, 5, 4]
+    for wanted in (8, 2, 1):
+        assert enrichment.merge_by_markers(x, split, n_clusters=wanted)[0].max() == wanted - 1
+    with pytest.raises(SetupError, match="n_clusters=9"):
+        enrichment.merge_by_markers(x, split, n_clusters=9)
+
+
 def test_wrong_input_is_named():
     x, groups = _counts(_profiles(2), (5, 5))
     with pytest.raises(SetupError, match="10 codes from 0"):

@@ -61,6 +61,13 @@ def test_one_cluster_is_an_answer_with_a_warning(adata):
     assert set(adata.obs["merged"]) == {"0"}
 
 
+def test_a_number_of_clusters_can_be_asked_for(adata, tmp_path):
+    cs.tl.merge_clusters(adata, "cluster", layer="counts", n_clusters=2)
+    assert set(adata.obs["merged"]) == {"0", "1"}
+    assert adata.uns["merged"]["path"]["n_clusters"].tolist() == [3, 2]
+    adata.write_h5ad(tmp_path / "x.h5ad")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

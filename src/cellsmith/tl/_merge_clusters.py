@@ -28,6 +28,7 @@ def merge_clusters(
     batch_key: str | None = None,
     min_markers: float = 5,
     median_share: float = 0.15,
+    n_clusters: int | None = None,
     key_added: str = "merged",
     copy: bool = False,
     overwrite: bool = False,
@@ -59,6 +60,9 @@ def merge_clusters(
     median_share
         Share of the median score of the starting pairs that every pair must reach as well: deep data separate every
         pair by more genes.
+    n_clusters
+        Merge until so many are left instead, whatever their scores. Where the number is known, this did better than a
+        search for the resolution that gives it.
     key_added
         Column and block of the answer.
     copy
@@ -99,13 +103,12 @@ def merge_clusters(
     )
     start = adata.obs[groupby].astype(str).to_numpy(dtype=object)
     batches = None if batch_key is None else adata.obs[batch_key].astype(str).to_numpy()
-    merged, path = merge_by_markers(
-        halved, start.astype(str), min_markers=min_markers, median_share=median_share, batches=batches
-    )
+    rule: dict[str, Any] = {"min_markers": min_markers, "median_share": median_share, "n_clusters": n_clusters}
+    merged, path = merge_by_markers(halved, start.astype(str), **rule, batches=batches)
     goal = adata.copy() if copy else adata
-    inputs = {"groupby": groupby, "layer": layer, "batch_key": batch_key}
-    _record.write(goal, key_added, _result(adata, merged, path, start, inputs, seed), overwrite=overwrite)
-    if merged.max() == 0:
+    params = {"groupby": groupby, "layer": layer, "batch_key": batch_key, **rule}
+    _record.write(goal, key_added, _result(adata, merged, path, start, params, seed), overwrite=overwrite)
+    if merged.max() == 0 and n_clusters is None:
         warnings.warn(
             f"No two of {len(np.unique(start))} clusters are told apart by {path.threshold:.3g} genes in each "
             "direction: one cluster is left. Lower min_markers if you expect types with few genes of their own.",
@@ -116,13 +119,15 @@ def merge_clusters(
 
 
 def _result(
-    adata: AnnData, merged: Any, path: MergePath, start: Any, inputs: dict[str, str | None], seed: int
+    adata: AnnData, merged: Any, path: MergePath, start: Any, params: dict[str, Any], seed: int
 ) -> _record.Result:
     from cellsmith.math.assign import ordered_clusters
 
     classes = [str(c) for c in range(int(merged.max()) + 1)]
     names = pd.Series(start).groupby(ordered_clusters(start.astype(str))).first().to_numpy(dtype=object)
-    given = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: value for name, value in params.items() if value is not None}
+    read = ("groupby", "layer", "batch_key")
+    inputs: dict[str, Any] = {name: value for name, value in given.items() if name in read}
     return _record.Result(
         method="merge_clusters",
         obs={"{k}": pd.Categorical.from_codes(merged, categories=classes)},
@@ -137,7 +142,7 @@ def _result(
                 "n_clusters": path.n_clusters,
             },
             "provenance": _record.provenance(
-                method="merge_clusters", seed=seed, n_obs=adata.n_obs, var_names=adata.var_names, inputs=given
+                method="merge_clusters", seed=seed, n_obs=adata.n_obs, var_names=adata.var_names, inputs=inputs
             ),
         },
     )

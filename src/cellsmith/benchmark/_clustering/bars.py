@@ -10,7 +10,7 @@ from cellsmith.benchmark._annotation.bars import Bar, Measured
 from cellsmith.benchmark._clustering.cases import FILES
 from cellsmith.benchmark._clustering.methods import KNN_GRAPH, NO_GRAPH, PCA, RANDOM_GRAPH, SCAGC, SCVI, UNTRAINED
 from cellsmith.benchmark._clustering.results import Clusters, minus, over_files
-from cellsmith.benchmark._clustering.scoring import KMEANS, MATCHED, OWN
+from cellsmith.benchmark._clustering.scoring import KMEANS, MATCHED, MERGED_TO, OWN
 
 __all__ = ["BARS", "claim"]
 
@@ -64,7 +64,8 @@ def _track_b(results: Clusters) -> Measured | None:
     if not _known(own) or not peers:
         return None
     best = max(peers, key=lambda name: peers[name])
-    text = f"{own:.3f}; {best}: {peers[best]:.3f}"
+    merged = results.mean(SCAGC, MERGED_TO)
+    text = f"{own:.3f}; {best}: {peers[best]:.3f}; SCAGC's graph, {MERGED_TO}: {merged:.3f}"
     return Measured(text, own >= peers[best] - SLACK, own >= peers[best] + 0.04 - SLACK)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellsmith._errors import SetupError, nearest
 from cellsmith.benchmark._clustering.cases import Case, case_of, read
-from cellsmith.benchmark._clustering.methods import METHODS, PEERS, Method
+from cellsmith.benchmark._clustering.methods import METHODS, PEERS, Found, Method, load_found, save_found
 from cellsmith.benchmark._clustering.scoring import OWN, facts, readings, scores
 from cellsmith.benchmark._store import Store
 from cellsmith.metrics import ari
@@ -71,18 +71,18 @@ def run_case(
     cells
         Which cells, in the tables: "all", or how many were drawn.
     fits
-        Folder that keeps clusters, so that seeds can be compared; None: they are not.
+        Folder that keeps what methods found, so that it can be read again, and seeds compared; None: neither.
     """
     for name, method in chosen.items():
         head = {"cells": cells, "file": case.file, "seed": seed, "method": name}
         if store.has(**head):
             continue
-        clock, processor = time.perf_counter(), time.process_time()
-        found = method(case.counts.copy(), case.batch_key, seed, case.n_types)
-        cost = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
-        clusters = readings(found, case.n_types, seed)
+        stem = f"{case.file}-{name}-{cells}".replace(" ", "_").replace(",", "")
+        found, cost = _found(method, case, seed, None if fits is None else fits / f"{stem}-{seed}.npz")
+        clusters = readings(case, found, seed)
         size = {"n_cells": float(case.counts.n_obs), "n_types": float(case.n_types)}
-        measured = {**facts(case, found, seed), **size, **cost, **_agreement(clusters, head, fits)}
+        own = clusters.get(OWN, clusters.get("Leiden 0.5"))
+        measured = {**facts(case, found, seed), **size, **cost, **_agreement(own, stem, seed, fits)}
         rows = []
         for reading, labels in clusters.items():
             values = {k: float(f"{v:.5g}") for k, v in scores(case, labels).items()}
@@ -93,16 +93,25 @@ def run_case(
         logger.info("%s, seed %d, %s: ARI %s in %.0f CPU s", case.file, seed, name, shown, cost["cpu_seconds"])
 
 
-def _agreement(clusters: Mapping[str, Any], head: Mapping[str, Any], fits: Path | None) -> dict[str, float]:
-    """Keep the clusters, and compare them with those of earlier seeds."""
+def _found(method: Method, case: Case, seed: int, path: Path | None) -> tuple[Found, dict[str, float]]:
+    """Run a method, or read what it found before; with wall and CPU seconds."""
+    if path is not None and path.is_file():
+        return load_found(path)
+    clock, processor = time.perf_counter(), time.process_time()
+    found = method(case.counts.copy(), case.batch_key, seed, case.n_types)
+    cost = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
+    if path is not None:
+        save_found(path, found, cost)
+    return found, cost
+
+
+def _agreement(own: Any, stem: str, seed: int, fits: Path | None) -> dict[str, float]:
+    """Keep the clusters, and compare them with those of other seeds."""
     if fits is None:
         return {}
-    stem = f"{head['file']}-{head['method']}-{head['cells']}".replace(" ", "_").replace(",", "")
-    own = clusters.get(OWN, clusters.get("Leiden 0.5"))
-    fits.mkdir(parents=True, exist_ok=True)
-    np.save(fits / f"{stem}-{head['seed']}.npy", np.asarray(own).astype(str))
-    before = [p for p in sorted(fits.glob(f"{stem}-*.npy")) if not p.stem.endswith(f"-{head['seed']}")]
-    return {BETWEEN + p.stem.rsplit("-", 1)[1]: ari(np.load(p), own) for p in before}
+    np.save(fits / f"{stem}-{seed}.npy", np.asarray(own).astype(str))
+    others = [p for p in sorted(fits.glob(f"{stem}-*.npy")) if p.stem != f"{stem}-{seed}"]
+    return {BETWEEN + p.stem.rsplit("-", 1)[1]: ari(np.load(p), own) for p in others}
 
 
 def quality(

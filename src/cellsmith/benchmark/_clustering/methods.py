@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from anndata import AnnData
+from scipy import sparse
 
 from cellsmith._rng import isolated
 
@@ -51,6 +53,31 @@ class Found:
     latent: npt.NDArray[np.float32] | None = None
     graph: Any = None
     labels: Mapping[str, Labels] = field(default_factory=dict)
+
+
+def save_found(path: Path, found: Found, cost: Mapping[str, float]) -> None:
+    """Write what a method found, and what it cost, to an ``.npz`` file."""
+    parts: dict[str, Any] = {f"labels_{name}": np.asarray(v).astype(str) for name, v in found.labels.items()}
+    parts |= {f"cost_{name}": value for name, value in cost.items()}
+    if found.latent is not None:
+        parts["latent"] = found.latent
+    if found.graph is not None:
+        graph = sparse.csr_matrix(found.graph)
+        parts |= {"data": graph.data, "indices": graph.indices, "indptr": graph.indptr}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **parts)
+
+
+def load_found(path: Path) -> tuple[Found, dict[str, float]]:
+    """Read what :func:`save_found` wrote."""
+    with np.load(path) as parts:
+        labels = {name.removeprefix("labels_"): parts[name] for name in parts if name.startswith("labels_")}
+        cost = {name.removeprefix("cost_"): float(parts[name]) for name in parts if name.startswith("cost_")}
+        graph = None
+        if "indptr" in parts:
+            n = len(parts["indptr"]) - 1
+            graph = sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(n, n))
+        return Found(parts.get("latent"), graph, labels), cost
 
 
 Method = Callable[[AnnData, str | None, int, int | None], Found]

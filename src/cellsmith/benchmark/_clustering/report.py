@@ -15,7 +15,7 @@ from cellsmith.benchmark._clustering.cases import FILES
 from cellsmith.benchmark._clustering.compare import COLUMNS, FACTS
 from cellsmith.benchmark._clustering.methods import METHODS
 from cellsmith.benchmark._clustering.results import MAIN, THREE, Clusters, over_files
-from cellsmith.benchmark._clustering.scoring import GRID, KMEANS, MATCHED, OWN
+from cellsmith.benchmark._clustering.scoring import GRID, KMEANS, MATCHED, MERGED, MERGED_TO, OWN
 from cellsmith.benchmark._store import SPEED, Store
 
 __all__ = ["report"]
@@ -23,12 +23,12 @@ __all__ = ["report"]
 COMMANDS = """```bash
 export CELLSMITH_DATA=<the benchmark data directory>
 export OMP_NUM_THREADS=1
-python -m cellsmith.benchmark clustering --out docs/benchmarks --fits <a folder that keeps clusters>
+python -m cellsmith.benchmark clustering --out docs/benchmarks --fits <a folder that keeps what methods found>
 python -m cellsmith.benchmark clustering --out docs/benchmarks --methods "PCA 50" "untrained graph" --max-cells 0
 python -m cellsmith.benchmark clustering --out docs/benchmarks --methods --propagation
 ```"""
-UNKNOWN = (OWN, "Leiden 0.3", "Leiden 0.5", "Leiden 1.0")
-KNOWN = (MATCHED, KMEANS)
+UNKNOWN = (OWN, "Leiden 0.3", "Leiden 0.5", "Leiden 1.0", MERGED)
+KNOWN = (MATCHED, KMEANS, MERGED_TO)
 CLAIMS = {
     "clustering": "C1, C2 and E4 pass: better clusters may be claimed of the learned graph.",
     "hubness": "C1, C2 or E4 fails: **no better clustering is claimed of the learned graph.** What is left of the "

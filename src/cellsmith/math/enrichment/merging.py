@@ -45,7 +45,7 @@ class MergePath(NamedTuple):
     n_clusters
         ``(S,)`` int64, clusters left.
     threshold
-        Score that all pairs had to reach, m*.
+        Score that all pairs had to reach, m*; NaN where a number of clusters was asked for.
     """
 
     first: Integers
@@ -94,6 +94,7 @@ def merge_by_markers(
     *,
     min_markers: float = 5,
     median_share: float = 0.15,
+    n_clusters: int | None = None,
     batches: npt.ArrayLike | None = None,
 ) -> tuple[Integers, MergePath]:
     """Merge clusters, the least separated pair first, until enough genes separate every pair (scAGC, "auto").
@@ -112,6 +113,8 @@ def merge_by_markers(
         Least number of genes, >= 0.
     median_share
         Share of the median score of the starting pairs, >= 0.
+    n_clusters
+        Merge until so many are left instead, whatever their scores; the threshold then plays no role.
     batches
         ``(n,)`` batch of every cell: tests then run within batches. Or None.
 
@@ -122,13 +125,15 @@ def merge_by_markers(
     Raises
     ------
     SetupError
-        If there is not one cluster for each cell, or a threshold is negative.
+        If there is not one cluster for each cell, a threshold is negative, or there are fewer than ``n_clusters``.
     """
     if not (min_markers >= 0 and median_share >= 0):
         raise SetupError(f"Found min_markers={min_markers} and median_share={median_share}, expected numbers >= 0.")
     start = ordered_clusters(groups)
     sums = _sums(counts, _codes(start, counts.shape[0]), batches)
     n_start = sums.n_groups
+    if n_clusters is not None and not 1 <= n_clusters <= n_start:
+        raise SetupError(f"Found n_clusters={n_clusters}, expected 1 to {n_start}: merging cannot add clusters.")
     score = np.full((n_start, n_start), np.inf)  # upper triangle; inf: no pair, or no longer one
     for a, b in combinations(range(n_start), 2):
         score[a, b] = min(sums.separating(a, b))
@@ -136,7 +141,9 @@ def merge_by_markers(
     threshold = max(float(min_markers), median_share * float(np.median(pairs))) if pairs.size else float(min_markers)
     name = np.arange(n_start)
     steps: list[tuple[int, int, int, int]] = []
-    while np.isfinite(score).any() and score.min() < threshold:
+    while np.isfinite(score).any():
+        if len(np.unique(name)) <= n_clusters if n_clusters is not None else score.min() >= threshold:
+            break
         a, b = (int(i) for i in np.unravel_index(np.argmin(score), score.shape))
         name[name == b] = a
         steps.append((a, b, int(score[a, b]), len(np.unique(name))))
@@ -146,6 +153,7 @@ def merge_by_markers(
             low, high = min(a, other), max(a, other)
             score[low, high] = min(sums.separating(low, high))
     first, second, scores, left = np.array(steps, dtype=np.int64).reshape(-1, 4).T
+    threshold = threshold if n_clusters is None else float("nan")
     return ordered_clusters(name[start]), MergePath(first, second, scores, left, threshold)
 
 
