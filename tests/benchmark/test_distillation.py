@@ -233,7 +233,7 @@ def test_scdd_is_trained_once_a_cut_and_starts_at_the_metacells(part, monkeypatc
     before = train.copy()
     methods = peers.built_in("kind")
     for n in (1, 3):
-        start = methods["scdd_step_0"](train, n, 0)
+        start = methods["scdd"](train, n, 0)
         theirs = methods["metacell_mean_log"](train, n, 0)
         np.testing.assert_allclose(start.layers["scdd_log"], theirs.layers["sketch_log"], atol=1e-6)
         assert scoring.score(start, part.reading, models=("lr",)) == scoring.score(theirs, part.reading, models=("lr",))

@@ -91,7 +91,7 @@ def test_one_profile_a_class_reads_like_the_true_rule_and_one_cell_does_not() ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(max_epochs=2, accelerator="cpu", enable_progress_bar=False)
-    small = model.distill(1, max_steps=25)
+    small = model.distill(1, objective="readers", max_steps=25)
     new, truth, rates = planted(2_000, 1)
     phi = np.log1p(1e3 * new / new.sum(axis=1, keepdims=True))
     bayes = (new @ np.log(rates.T) - rates.sum(axis=1)).argmax(axis=1)

@@ -14,7 +14,7 @@ from cellsmith._errors import SetupError
 QUICK: dict[str, Any] = {
     "model_kwargs": {"n_latent": 3, "n_hidden": 16, "n_layers": 1, "n_denoiser_hidden": 16, "n_denoiser_layers": 1},
     "train_kwargs": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
-    "distill_kwargs": {"max_steps": 2},
+    "distill_kwargs": {"objective": "readers", "max_steps": 2},
 }
 
 

@@ -55,7 +55,7 @@ def model() -> SCDD:
 def small(model: SCDD) -> AnnData:
     """Two profiles a class after a few steps."""
     with one_thread():
-        return model.distill(2, max_steps=25, weights={"residual_weight": 0.0})
+        return model.distill(2, objective="readers", max_steps=25, weights={"residual_weight": 0.0})
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from cellsmith._rng import Streams
 from cellsmith.math import matching
 from cellsmith.model import SCDD
 from cellsmith.model.scdd import distillation
+from cellsmith.model.scdd.judging import READERS
 
 Cells = Callable[..., AnnData]
 Fit = Callable[..., SCDD]
@@ -58,20 +59,37 @@ def test_step_zero_is_what_sketch_makes(model: SCDD, summary: str) -> None:
 
 
 def test_default_never_falls_behind_its_step_zero_on_held_out_cells(model: SCDD) -> None:
-    made = model.distill(1, max_steps=50)
+    made = model.distill(1, objective="readers", max_steps=50)
     selection = made.uns["scdd"]["selection"]
     position = selection["step"].tolist().index(made.uns["scdd"]["selected_step"])
-    assert selection["loss"][position] <= selection["loss"][0]
+    for reader in READERS:
+        assert selection[f"{reader}_errors"][position] <= selection[f"{reader}_errors"][0]
     if position == 0:
         np.testing.assert_array_equal(made.X.toarray(), model.distill(1, max_steps=0).X.toarray())
 
 
 def test_optimisation_moves_profiles(model: SCDD, small: AnnData) -> None:
-    last, start = model.distill(2, max_steps=25, selection="last"), model.distill(2, max_steps=0)
+    last = model.distill(2, objective="readers", max_steps=25, selection="last")
+    start = model.distill(2, max_steps=0)
     assert last.uns["scdd"]["selected_step"] == 25
     assert np.abs(last.layers["scdd_log"] - start.layers["scdd_log"]).max() > 1e-3
-    part = model.distill(2, max_steps=25, refit=False)
+    part = model.distill(2, objective="gradient", max_steps=25, refit=False)
     assert part.uns["scdd"]["selected_step"] in (0, 25)
+
+
+def test_nothing_is_optimised_unless_asked_for(model: SCDD) -> None:
+    made = model.distill(2)
+    block = made.uns["scdd"]
+    assert (block["selected_step"], len(block["params"]["objective"]), block["params"]["max_steps"]) == (0, 0, 0)
+    assert "selection" not in block
+    np.testing.assert_array_equal(made.X.toarray(), model.distill(2, objective="readers", max_steps=0).X.toarray())
+
+
+def test_readers_lose_less_with_every_part_of_the_run(model: SCDD) -> None:
+    made = model.distill(1, objective="readers", max_steps=50, selection="last")
+    loss = made.uns["scdd"]["loss"]
+    assert set(loss) == {"readers", "penalty"}
+    assert loss["readers"][1] < loss["readers"][0]
 
 
 def test_paper_variant_keeps_the_outline(model: SCDD) -> None:
@@ -84,6 +102,7 @@ def test_paper_variant_keeps_the_outline(model: SCDD) -> None:
     assert set(np.unique(made.obsm["scdd_proba"])) == {0.0, 1.0}
     params = block["params"]
     assert (params["init"], params["selection"], params["residual"]) == ("random", "last", False)
+    assert list(params["objective"]) == ["gradient", "distribution"]
     mixed = model.distill(2, variant="paper", residual=True, max_steps=0)
     assert not mixed.uns["scdd"]["codes_only"]
 
@@ -91,7 +110,7 @@ def test_paper_variant_keeps_the_outline(model: SCDD) -> None:
 @pytest.mark.parametrize("init", ["real", "random"])
 @pytest.mark.parametrize("residual", [True, False])
 def test_other_starts_give_finite_profiles(model: SCDD, init: str, residual: bool) -> None:
-    made = model.distill(2, init=init, residual=residual, max_steps=3, selection="last")
+    made = model.distill(2, init=init, residual=residual, objective="readers", max_steps=3, selection="last")
     assert np.isfinite(made.layers["scdd_log"]).all()
     assert made.X.sum() > 0
 
@@ -107,7 +126,7 @@ def test_codes_only_profiles_are_those_of_the_generator(model: SCDD) -> None:
 
 def test_equal_seeds_give_equal_counts_and_global_generators_stay(model: SCDD, small: AnnData) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    again = model.distill(2, max_steps=25, weights={"residual_weight": 0.0})
+    again = model.distill(2, objective="readers", max_steps=25, weights={"residual_weight": 0.0})
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert (again.X != small.X).nnz == 0
@@ -185,7 +204,7 @@ def test_class_of_one_cell_is_that_cell_and_large_requests_are_capped(cells: Cel
     adata.obs["cell_type"] = names
     model = fitted(adata)
     with pytest.warns(DataWarning, match=r"'rare' with 1 cells for 2 profiles"):
-        made = model.distill(2, max_steps=2, library_size="sum", profile="sum")
+        made = model.distill(2, objective="readers", max_steps=2, library_size="sum", profile="sum")
     rare = made[made.obs["cell_type"] == "rare"]
     assert rare.n_obs == 1
     np.testing.assert_array_equal(rare.uns["scdd"]["capped"]["class"], ["rare"])
@@ -218,7 +237,7 @@ def test_test_split_and_permuted_test_labels_do_not_reach_the_result(cells: Cell
             fresh.obs["cell_type"] = fresh.obs["cell_type"].astype(adata.obs["cell_type"].dtype)
             model = fitted(fresh, train={"max_epochs": 1, "train_size": 0.7, "validation_size": 0.1})
             np.testing.assert_array_equal(model.test_indices, test)
-        made.append(model.distill(2, max_steps=3))
+        made.append(model.distill(2, objective=("gradient", "distribution"), max_steps=3))
     assert set(made[0].uns["scdd"]["assignment"][test]) == {-1}
     assert (made[0].X != made[1].X).nnz == 0
     np.testing.assert_array_equal(made[0].obsm["scdd_code"], made[1].obsm["scdd_code"])
@@ -228,7 +247,7 @@ def test_renaming_classes_changes_names_alone(model: SCDD, cells: Cells, fitted:
     adata = cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(["x", "y", "z"])
     other = fitted(adata, setup={"layer": "counts"}, train={"max_epochs": {"autoencoder": 20, "generator": 40}})
-    a, b = model.distill(2, max_steps=3), other.distill(2, max_steps=3)
+    a, b = (m.distill(2, objective="readers", max_steps=3) for m in (model, other))
     assert (a.X != b.X).nnz == 0
     assert set(b.obs["cell_type"]) == {"x", "y", "z"}
 
@@ -279,11 +298,11 @@ def test_every_objective_and_space_runs_and_several_generator_steps(model: SCDD)
     for kwargs in (
         {"objective": "gradient"},
         {"objective": ("distribution",), "n_generator_steps": 2},
-        {"prototype_space": "latent", "network_queue": 2},
+        {"objective": ("readers", "gradient", "distribution"), "prototype_space": "latent", "network_queue": 2},
     ):
         made = model.distill(2, max_steps=2, selection="last", **kwargs)
         assert np.isfinite(made.layers["scdd_log"]).all()
-    assert set(made.uns["scdd"]["loss"]) >= {"gradient", "distribution", "queue", "separation", "penalty"}
+    assert set(made.uns["scdd"]["loss"]) >= {"readers", "gradient", "distribution", "queue", "separation", "penalty"}
 
 
 def test_distilling_needs_training_and_cells(cells: Cells) -> None:
@@ -305,7 +324,8 @@ def test_distilling_needs_training_and_cells(cells: Cells) -> None:
         ({"n_per_class": {"type_9": 1}}, "Did you mean"),
         ({"weights": {"gradient_wieght": 1}}, "gradient_weight"),
         ({"objective": ("gradients",)}, "gradient"),
-        ({"objective": ()}, "empty"),
+        ({"objective": "reader"}, "readers"),
+        ({"max_steps": 5}, "without an objective"),
         ({"variant": "papers"}, "paper"),
         ({"init": "prototypes"}, "prototype"),
         ({"profile": "mean"}, "mean_log"),
@@ -319,4 +339,4 @@ def test_distilling_needs_training_and_cells(cells: Cells) -> None:
 )
 def test_impossible_requests_are_refused(model: SCDD, kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(SetupError, match=match):
-        model.distill(**{"n_per_class": 1, "max_steps": 0, **kwargs})
+        model.distill(**{"n_per_class": 1, **kwargs})

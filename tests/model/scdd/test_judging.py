@@ -8,12 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
-from cellsmith.model.scdd.equations import Choice, best_iterate
+from cellsmith.model.scdd.equations import best_iterate
 from cellsmith.model.scdd.judging import HeldOut, hold_out
-
-
-def choose(losses: np.ndarray, labels: np.ndarray, wrong: np.ndarray | None = None) -> Choice:
-    return best_iterate(losses, np.zeros(losses.shape, dtype=bool) if wrong is None else wrong, labels)
 
 
 def test_small_classes_give_no_cell_away() -> None:
@@ -22,50 +18,53 @@ def test_small_classes_give_no_cell_away() -> None:
     assert [int(held[labels == k].sum()) for k in range(3)] == [6, 1, 0]
 
 
+def errors(n: int, *of_readers: tuple[int, ...]) -> np.ndarray:
+    """Return wrong (R, n): the cells that each reader names wrongly."""
+    out = np.zeros((len(of_readers), n), dtype=bool)
+    for reader, cells in zip(out, of_readers, strict=True):
+        reader[list(cells)] = True
+    return out
+
+
 def test_first_iterate_stays_unless_another_is_clearly_better() -> None:
     labels = np.repeat([0, 1], [30, 10])
-    noise = np.random.default_rng(0).normal(size=40)
-    base = np.full(40, 1.0)
-    assert choose(np.stack([base, base - 0.01 + noise - noise.mean()])[:, None], labels).position == 0
-    chosen = choose(np.stack([base, base - 0.5, base - 0.5])[:, None], labels)
-    assert chosen.position == 1  # ties go to the earliest
-    assert chosen.gain == pytest.approx(0.5)
-    assert choose(np.stack([base, base + 0.1])[:, None], labels).position == 0
-
-
-def test_every_class_counts_the_same() -> None:
-    labels = np.repeat([0, 1], [30, 2])
-    worse_for_the_rare = np.where(labels == 0, 0.9, 1.5)
-    assert choose(np.stack([np.ones(32), worse_for_the_rare])[:, None], labels).position == 0
-
-
-def test_no_reader_may_lose() -> None:
-    labels, base = np.repeat([0, 1], 20), np.ones((2, 40))
-    lopsided = np.stack([base[0] - 0.9, base[1] + 0.01])
-    modest = np.stack([base[0] - 0.1, base[1]])
-    assert choose(np.stack([base, lopsided]), labels).position == 0
-    chosen = choose(np.stack([base, lopsided, modest]), labels)
-    assert chosen.position == 2
-    assert chosen.gain == pytest.approx(0.05)
+    bad, best = (errors(40, range(c)) for c in (12, 4))
+    better = errors(40, (*range(2, 12), 20))
+    assert best_iterate(np.stack([bad, bad]), labels).position == 0
+    # Two cells right, one wrong: a gain within one standard error.
+    assert best_iterate(np.stack([bad, better]), labels).position == 0
+    chosen = best_iterate(np.stack([bad, better, best, best]), labels)
+    assert chosen.position == 2  # ties go to the earliest
+    assert chosen.gain == pytest.approx(8 / 40)
+    assert best_iterate(np.stack([best, bad]), labels).position == 0
 
 
 def test_no_reader_may_make_more_errors() -> None:
     labels = np.repeat([0, 1], 20)
-    losses = np.stack([np.ones((1, 40)), np.full((1, 40), 0.5)])
-    wrong = np.zeros(losses.shape, dtype=bool)
-    wrong[1, 0, 3] = True
-    assert choose(losses, labels, wrong).position == 0
-    wrong[0, 0, 30] = True
-    assert choose(losses, labels, wrong).position == 1
+    start = errors(40, range(10), range(3))
+    lopsided = errors(40, (), range(4))
+    modest = errors(40, range(4), range(3))
+    assert best_iterate(np.stack([start, lopsided]), labels).position == 0
+    chosen = best_iterate(np.stack([start, lopsided, modest]), labels)
+    assert chosen.position == 2
+    assert chosen.gain == pytest.approx(6 / 80)
 
 
-def test_standard_error_is_that_of_a_stratified_mean() -> None:
-    labels = np.repeat([0, 1], [30, 10])
-    gains = np.random.default_rng(0).normal(1.0, 0.2, 40)
-    got = choose(np.stack([np.zeros(40), -gains])[:, None], labels)
-    parts = [gains[labels == k] for k in (0, 1)]
-    assert got.gain == pytest.approx(np.mean([p.mean() for p in parts]))
-    assert got.standard_error == pytest.approx(np.sqrt(sum(p.var(ddof=1) / len(p) for p in parts)) / 2)
+def test_rare_classes_may_not_pay_for_common_ones() -> None:
+    labels = np.repeat([0, 1], [36, 4])
+    start = errors(40, range(10))
+    at_their_cost = errors(40, (*range(4), 38))
+    assert best_iterate(np.stack([start, at_their_cost]), labels).position == 0
+    assert best_iterate(np.stack([start, errors(40, range(4))]), labels).position == 1
+
+
+def test_standard_error_is_that_of_paired_differences() -> None:
+    generator = np.random.default_rng(0)
+    wrong = np.stack([generator.random((2, 60)) < 0.5, generator.random((2, 60)) < 0.05])
+    got = best_iterate(wrong, np.zeros(60, dtype=int))
+    gains = wrong[0].mean(axis=0) - wrong[1].mean(axis=0)
+    assert (got.position, got.gain) == (1, pytest.approx(gains.mean()))
+    assert got.standard_error == pytest.approx(gains.std(ddof=1) / np.sqrt(60))
 
 
 def cells(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -112,4 +111,5 @@ def test_neighbour_sees_profiles_that_drift_apart_and_keep_their_mean() -> None:
 def test_class_without_profile_costs_and_does_not_fail() -> None:
     phi, labels = cells(0)
     judge = HeldOut(phi, labels, np.array([0, 1]))
-    assert judge.judge(0, (np.eye(3, 8) * 2)[:2]) > 5
+    assert judge.judge(0, (np.eye(3, 8) * 2)[:2]) >= (labels == 2).mean()
+    assert judge.curve()["loss"][0] > 5

@@ -69,7 +69,7 @@ def test_untrained_and_trained_models_survive_saving(cells: Cells, model: SCDD, 
     assert not SCDD.load(tmp_path / "untrained", adata=adata, accelerator="cpu").is_trained_
     model.save(tmp_path / "trained")
     back = SCDD.load(tmp_path / "trained", adata=model.adata.copy(), accelerator="cpu")
-    again = back.distill(2, max_steps=25, weights={"residual_weight": 0.0})
+    again = back.distill(2, objective="readers", max_steps=25, weights={"residual_weight": 0.0})
     assert again.uns["scdd"]["selected_step"] == small.uns["scdd"]["selected_step"]
     np.testing.assert_array_equal(back.get_latent(), model.get_latent())
     assert (again.X != small.X).nnz == 0
@@ -86,7 +86,9 @@ def test_changed_gene_order_is_refused(model: SCDD) -> None:
 def test_training_again_with_the_same_seed_gives_the_same_model(cells: Cells, fitted: Fit) -> None:
     first, second = (fitted(cells(80), train={"max_epochs": 1}) for _ in range(2))
     np.testing.assert_array_equal(first.get_latent(), second.get_latent())
-    assert (first.distill(1, max_steps=2).X != second.distill(1, max_steps=2).X).nnz == 0
+    assert (
+        first.distill(1, objective="readers", max_steps=2).X != second.distill(1, objective="readers", max_steps=2).X
+    ).nnz == 0
     third = fitted(cells(80), train={"max_epochs": 1}, seed=1)
     assert not np.array_equal(first.get_latent(), third.get_latent())
 
@@ -105,12 +107,12 @@ def test_size_factors_and_foundation_embedding(cells: Cells, fitted: Fit) -> Non
     model = fitted(adata, setup={"size_factor_key": "factor", "use_rep": "E"}, train={"max_epochs": 1})
     assert float(model.module.size_factor_scale) == pytest.approx(100, rel=1e-5)
     assert "autoencoder/train_foundation" in model.history_
-    assert model.distill(1, max_steps=2).n_obs == 3
+    assert model.distill(1, objective="readers", max_steps=2).n_obs == 3
 
 
 def test_zero_inflated_likelihood(cells: Cells, fitted: Fit) -> None:
     model = fitted(cells(80), gene_likelihood="zinb", train={"max_epochs": 1})
-    assert model.distill(1, max_steps=2).n_obs == 3
+    assert model.distill(1, objective="readers", max_steps=2).n_obs == 3
     assert model.generate(3).n_obs == 3
 
 
@@ -146,7 +148,7 @@ def test_trained_scvi_supplies_encoder_and_decoder(cells: Cells) -> None:
     assert [s.name for s in model.stages()] == ["generator", "respond"]
     assert all(bool((before[k] == v).all()) for k, v in source.module.state_dict().items())
     np.testing.assert_allclose(model.get_latent(), source.get_latent_representation(), atol=1e-5)
-    made = model.distill(2, max_steps=2)
+    made = model.distill(2, objective="readers", max_steps=2)
     assert made.X.dtype == np.int32
     with pytest.raises(SetupError, match="multinomial"):
         model.distill(1, max_steps=0, count_mode="nb")

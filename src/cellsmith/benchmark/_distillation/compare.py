@@ -165,9 +165,11 @@ def distillation(
         Column of ``.obs`` that methods may read, too.
     methods
         Built-in methods: "full" (all training cells), "random", "herding", "kcenter", "kernel_herding", "geosketch",
-        "metacell", "metacell_mean_log", "scdd" (minutes of training a cut); further "scdd_step_0" (its start),
-        "scdd_codes_only", "scdd_paper", "random_global", "geosketch_global" (without labels), "pseudobulk",
-        "metacell_thin" (at the depth of one cell), "lowest_loss", "forest_value".
+        "metacell", "metacell_mean_log", "scdd" (a minute of training a cut); further "scdd_readers" (optimised),
+        "scdd_codes_only", "scdd_paper", "scdd_counts" and "scdd_thin" (read by integer counts, the latter at the depth
+        of one cell), "generator_samples" (not optimised), "gradient_expression" and "distribution_expression"
+        (matching of real cells without a generator), "random_global", "geosketch_global" (without labels),
+        "pseudobulk", "metacell_thin" (at the depth of one cell), "lowest_loss", "forest_value".
     candidates
         Your own: name -> function ``(train, n_per_class, rng) -> AnnData`` with the genes and labels of ``train``,
         whose ``.X`` holds the counts and ``.obsm["X_pca"]`` 50 principal components. Where the answer has a layer

@@ -6,16 +6,43 @@ from functools import partial
 from typing import Any
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 
-__all__ = ["OURS", "our_methods"]
+from cellsmith.math.matching import target_sum
+
+__all__ = ["ABLATION", "COUNTS", "OURS", "our_methods"]
+
+READERS: dict[str, Any] = {"objective": "readers"}
+# A hundred steps on small batches: the most that the processors allowed.
+MATCHING: dict[str, Any] = {"objective": ("gradient", "distribution"), "max_steps": 100, "batch_size": 64}
 
 OURS: dict[str, dict[str, Any]] = {
     "scdd": {},
-    "scdd_step_0": {"max_steps": 0},
-    "scdd_codes_only": {"residual": False},
-    "scdd_paper": {"variant": "paper"},
+    "scdd_readers": READERS,
+    "scdd_codes_only": {**READERS, "residual": False},
+    "scdd_paper": {**MATCHING, "variant": "paper"},
 }
-"""Method -> what it passes to ``SCDD.distill``; the second is the start of the first, before any optimisation."""
+"""Method -> what it passes to ``SCDD.distill``; the first is the default, which returns step 0."""
+
+COUNTS: dict[str, dict[str, Any]] = {"scdd_counts": {}, "scdd_thin": {"library_size": "median"}}
+"""The default, read by its integer counts; at the depth of its groups, and at that of one cell."""
+
+ABLATION: dict[str, dict[str, Any]] = {
+    "scdd, matching": MATCHING,
+    "scdd, gradient matching": {**MATCHING, "objective": "gradient"},
+    "scdd, distribution matching": {**MATCHING, "objective": "distribution"},
+    "readers, last of 50 steps": {**READERS, "max_steps": 50, "selection": "last"},
+    "readers, from real cells": {**READERS, "init": "real"},
+    "readers, from random codes": {**READERS, "init": "random"},
+    "codes only, not optimised": {"residual": False},
+    "codes only, 2 generator steps": {**READERS, "residual": False, "n_generator_steps": 2},
+    "codes only, 10 generator steps": {**READERS, "residual": False, "n_generator_steps": 10},
+    "codes only, noise level 0.3": {**READERS, "residual": False, "sigma_star": 0.3},
+    "codes only, noise level 5": {**READERS, "residual": False, "sigma_star": 5.0},
+    "codes only, noise level 20": {**READERS, "residual": False, "sigma_star": 20.0},
+}
+"""One part of the method changed at a time; run on the data set that settings were tried on."""
 
 
 class OneFit:
@@ -28,7 +55,7 @@ class OneFit:
     """
 
     def __init__(self, labels_key: str) -> None:
-        self._labels_key = labels_key
+        self.labels_key = labels_key
         self._train: ad.AnnData | None = None
         self._model: Any = None
 
@@ -38,7 +65,7 @@ class OneFit:
             from cellsmith.model import SCDD
 
             own = train.copy()
-            SCDD.setup_anndata(own, labels_key=self._labels_key)
+            SCDD.setup_anndata(own, labels_key=self.labels_key)
             self._model = SCDD(own)
             self._model.train(seed=rng, enable_progress_bar=False)
             self._train = train
@@ -50,7 +77,26 @@ def distilled(train: ad.AnnData, n_per_class: int, rng: int, *, fit: OneFit, opt
     return fit.model(train, rng).distill(n_per_class, seed=rng, **options)
 
 
+def read_by_counts(
+    train: ad.AnnData, n_per_class: int, rng: int, *, fit: OneFit, options: dict[str, Any]
+) -> ad.AnnData:
+    """Distil, and let classifiers read the integer counts in place of what stood before rounding."""
+    made = fit.model(train, rng).distill(n_per_class, seed=rng, **options)
+    shares = made.X.toarray() / made.obs["scdd_library"].to_numpy()[:, None]
+    made.layers["scdd_log"] = np.log1p(target_sum(train.n_vars) * shares).astype(np.float32)
+    return made
+
+
+def generator_samples(train: ad.AnnData, n_per_class: int, rng: int, *, fit: OneFit) -> ad.AnnData:
+    """Draw cells of every class from the generator, at the depth of cells, and optimise nothing."""
+    sizes = train.obs[fit.labels_key].value_counts(sort=False)
+    names = np.repeat(sizes.index.to_numpy(dtype=object), np.minimum(n_per_class, sizes))
+    return fit.model(train, rng).generate(conditions=pd.DataFrame({fit.labels_key: names}), seed=rng)
+
+
 def our_methods(labels_key: str) -> dict[str, Any]:
     """Return the variants of scDD by name; all share one training a cut."""
     fit = OneFit(labels_key)
-    return {name: partial(distilled, fit=fit, options=options) for name, options in OURS.items()}
+    made = {name: partial(distilled, fit=fit, options=options) for name, options in (OURS | ABLATION).items()}
+    made |= {name: partial(read_by_counts, fit=fit, options=options) for name, options in COUNTS.items()}
+    return {**made, "generator_samples": partial(generator_samples, fit=fit)}

@@ -14,7 +14,8 @@ from scipy import sparse
 from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith._rng import Streams
 from cellsmith.benchmark._distillation.cases import REP
-from cellsmith.benchmark._distillation.ours import OURS, our_methods
+from cellsmith.benchmark._distillation.expression import matched_expression
+from cellsmith.benchmark._distillation.ours import ABLATION, COUNTS, OURS, our_methods
 from cellsmith.math.counts import binomial_thin, library_totals
 from cellsmith.math.matching import log_normalize, target_sum
 from cellsmith.tl import sketch
@@ -26,6 +27,7 @@ Candidate = Callable[[ad.AnnData, int, int], ad.AnnData]
 FULL = "full"
 SELECTIONS = ("random", "herding", "kcenter", "kernel_herding", "geosketch")
 DEFAULT_PEERS = (FULL, *SELECTIONS, "metacell", "metacell_mean_log", "scdd")
+MATCHED = ("gradient", "distribution")
 EXTRA_PEERS = (
     "random_global",
     "geosketch_global",
@@ -33,8 +35,11 @@ EXTRA_PEERS = (
     "metacell_thin",
     "lowest_loss",
     "forest_value",
+    "gradient_expression",
+    "distribution_expression",
+    "generator_samples",
 )
-SHOWN = (*DEFAULT_PEERS, *(name for name in OURS if name not in DEFAULT_PEERS), *EXTRA_PEERS)
+SHOWN = (*DEFAULT_PEERS, *(name for name in OURS if name not in DEFAULT_PEERS), *COUNTS, *EXTRA_PEERS)
 
 
 def full(train: ad.AnnData, n_per_class: int, rng: int) -> ad.AnnData:
@@ -127,8 +132,9 @@ def built_in(labels_key: str) -> dict[str, Candidate]:
         "metacell_thin": partial(metacell_thin, labels_key=labels_key),
         "lowest_loss": partial(lowest_loss, labels_key=labels_key),
         "forest_value": partial(forest_value, labels_key=labels_key),
+        **{f"{o}_expression": partial(matched_expression, labels_key=labels_key, objective=o) for o in MATCHED},
     }
-    return {name: made[name] for name in SHOWN}
+    return {name: made[name] for name in (*SHOWN, *ABLATION)}
 
 
 def pick(

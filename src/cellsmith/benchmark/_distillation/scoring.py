@@ -178,9 +178,10 @@ def soft_labels(rows: ad.AnnData, reading: Reading, probabilities: np.ndarray) -
         assigned = np.asarray(block.get("assignment", ())) if isinstance(block, Mapping) else np.array(())
         if assigned.shape == (reading.train.n_obs,):
             member = np.eye(rows.n_obs)[:, assigned[assigned >= 0]]
-            total = member @ probabilities[assigned >= 0]
-            if (member.sum(axis=1) > 0).all():
-                return total / member.sum(axis=1, keepdims=True)
+            total, size = member @ probabilities[assigned >= 0], member.sum(axis=1, keepdims=True)
+            # A row that stands for no cell (random codes) keeps its own label.
+            own = np.eye(probabilities.shape[1])[reading.codes(rows)]
+            return np.where(size > 0, total / np.maximum(size, 1), own)
     raise SetupError(
         "It is not known which training cells a distilled row was made of; expected their names, or an `assignment` of "
         "every training cell in .uns[key]. Type soft=False."

@@ -15,6 +15,7 @@ from cellsmith.math.matching.grouping import (
     target_sum,
 )
 from cellsmith.math.matching.losses import class_gradients, distribution_matching, gradient_distance, gradient_matching
+from cellsmith.math.matching.readers import neighbour_loss, ridge_loss, settle_readers
 from cellsmith.math.matching.selection import herding, k_center, kernel_herding
 
 __all__ = [
@@ -32,7 +33,10 @@ __all__ = [
     "metacell_groups",
     "metacell_log_means",
     "metacell_sums",
+    "neighbour_loss",
     "principal_components",
+    "ridge_loss",
     "round_profiles",
+    "settle_readers",
     "target_sum",
 ]

@@ -47,8 +47,8 @@ DEVIATIONS = (
     Deviation(
         "best iterate",
         "not stated (the last one, in the methods it builds on)",
-        "the best iterate on held-out training cells, step 0 among them; a later one must win by a standard error, and "
-        "no reader (linear, centroid, neighbour) may lose in loss or in errors",
+        "the iterate with the fewest errors on held-out training cells, step 0 among them; a later one must win by a "
+        "standard error, no reader (linear, centroid, neighbour) may make more errors, nor may the mean over classes",
         "bounds the harm that the optimisation can do; matching alone moves the profiles of a class apart: nearest "
         "neighbours then fail while the other readers gain",
         "tests/model/scdd/test_judging.py::test_neighbour_sees_profiles_that_drift_apart_and_keep_their_mean",
@@ -74,6 +74,16 @@ DEVIATIONS = (
         "profiles a class); the codes are optimised by a plain loop on one device",
         "time: those lessons would cost more than the matching itself",
         "tests/model/scdd/test_distilling.py::test_networks_live_and_learn_as_long_as_the_budget_says",
+    ),
+    Deviation(
+        "nothing is optimised unless asked for",
+        "gradients or distributions are matched",
+        "the default returns step 0; objective='readers' optimises the loss of two readers fitted to the profiles in "
+        "closed form (23); the published matching is asked for by objective=('gradient', 'distribution') or "
+        "variant='paper'",
+        "on the data set that settings were tried on, matching gained nothing on step 0 and cost minutes; the readers "
+        "gained with one profile a class, but a random forest lost",
+        "tests/model/scdd/test_distill.py::test_nothing_is_optimised_unless_asked_for",
     ),
     Deviation(
         "trajectory matching",

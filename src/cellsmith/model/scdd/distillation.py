@@ -45,11 +45,11 @@ class DistillMixin:
         profile: str = "mean_log",
         prototype_space: str = "pca",
         residual: bool | None = None,
-        objective: Sequence[str] = ("gradient", "distribution"),
+        objective: str | Sequence[str] | None = None,
         sigma_star: float = 1.0,
         n_generator_steps: int = 1,
         guidance: float = 1.5,
-        max_steps: int = 500,
+        max_steps: int | None = None,
         selection: str | None = None,
         validation_size: float = 0.15,
         refit: bool = True,
@@ -76,7 +76,8 @@ class DistillMixin:
         allocation
             How ``ratio`` is shared: "equal", "proportional" or "sqrt" (of the size of the class).
         variant
-            "default", or "paper": ``init="random", residual=False, selection="last", soft_labels=False``.
+            "default", or "paper": ``init="random", residual=False, objective=("gradient", "distribution"),
+            selection="last", soft_labels=False``.
         init
             "prototype" (k-means groups of each class), "real" (random cells) or "random" (noise).
         profile
@@ -86,7 +87,9 @@ class DistillMixin:
         residual
             Give each profile a free correction of its log rates, so that step 0 is the group profile itself.
         objective
-            What is matched: "gradient", "distribution", or both.
+            What is made small, one or several: "readers", the loss of classifiers that are fitted to the profiles (it
+            gained one to three points with one profile a class and nothing with more); "gradient" and "distribution",
+            the published matching (it gained nothing). None with the default variant: nothing, step 0 is returned.
         sigma_star
             Noise level of the single step; 20 is the step from pure noise, where codes hardly matter.
         n_generator_steps
@@ -94,7 +97,7 @@ class DistillMixin:
         guidance
             Weight of the class in the generator.
         max_steps
-            Optimiser steps; 0 returns step 0.
+            Most optimiser steps; None is 200 where there is an objective; 0 returns step 0.
         selection
             "best": the best iterate on held-out training cells, step 0 among them; "last".
         validation_size
@@ -115,8 +118,8 @@ class DistillMixin:
         network_queue
             Number of partly trained networks for distribution matching; 0 takes a fresh one a step.
         weights
-            Weights of the loss by name: ``gradient_weight``, ``distribution_weight``, ``variance_weight``,
-            ``separation_weight``, ``code_weight``, ``residual_weight``.
+            Weights of the loss by name: ``gradient_weight``, ``distribution_weight``, ``readers_weight``,
+            ``variance_weight``, ``separation_weight``, ``code_weight``, ``residual_weight``.
         key_added
             Name of the outputs.
         batch_size
@@ -155,7 +158,7 @@ class DistillMixin:
         given, asked = profiles_per_class(
             sizes, list(self.classes), n_per_class=n_per_class, ratio=ratio, allocation=allocation
         )
-        self._check_request(plan, given=given, asked=asked, cells=cells)
+        self._check_wanted(plan, given=given, asked=asked, cells=cells)
         with isolated(streams.integer("noise")), _frozen(self.module):
             made, report = self._distilled(cells, given, plan, streams)
         params = {k: v for k, v in asdict(plan).items() if k != "library_size" or np.ndim(v) == 0}
@@ -202,7 +205,7 @@ class DistillMixin:
             "batch": self.batches.astype(str)[batch],
         }
 
-    def _check_request(self, plan: Plan, *, given: np.ndarray, asked: np.ndarray, cells: Cells) -> None:
+    def _check_wanted(self, plan: Plan, *, given: np.ndarray, asked: np.ndarray, cells: Cells) -> None:
         capped = np.flatnonzero(given < asked)
         if len(capped):
             k = capped[0]

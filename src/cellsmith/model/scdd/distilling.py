@@ -24,7 +24,7 @@ __all__ = ["ClassBatches", "Distiller", "Pool", "loop_sizes"]
 
 CHECK_EVERY = 25
 # Checks without a smaller loss after which the optimisation is given up; what was best stays.
-PATIENCE = 8
+PATIENCE = 4
 CLIP = 1.0
 NETWORK_LR = 0.01
 # More profiles than these are rendered and differentiated in parts (eq. 20).
@@ -180,6 +180,7 @@ class Distiller:
         self.z = start.z.clone().requires_grad_(True)
         self.r = None if start.residual is None else start.residual.clone().requires_grad_(True)
         self.n_calls = 0
+        self.settings: dict[str, float] | None = None
         largest = int(np.bincount(start.labels).max())
         self.pool = Pool(
             module.n_input, module.n_labels, n_per_class=largest, queue=plan.network_queue, kinds=kinds, streams=streams
@@ -212,7 +213,13 @@ class Distiller:
         classes = range(self.module.n_labels)
         own = [views[self.labels == k] for k in classes]
         real = [b if len(s) else b[:0] for b, s in zip(self.batches.draw(step), own, strict=True)]
-        terms = {"separation": weights["separation_weight"] * cross_entropy(self.module.readout(views), self.labels)}
+        terms = {}
+        if "readers" in plan.objective:
+            terms["readers"] = weights["readers_weight"] * self._read(views, real)
+        if set(plan.objective) != {"readers"}:
+            # Matched networks know nothing of each other's classes; the readers above do.
+            named = cross_entropy(self.module.readout(views), self.labels)
+            terms["separation"] = weights["separation_weight"] * named
         if "gradient" in plan.objective:
             network = self.pool.matched(step, views, self.labels)
             matched = matching.gradient_matching(network, real, own, parameters=network.weights)
@@ -227,6 +234,15 @@ class Distiller:
             if self.pool.class_weight:
                 terms["queue"] = self.pool.class_weight * cross_entropy(network(views), self.labels)
         return terms
+
+    def _read(self, views: Tensor, real: list[Tensor]) -> Tensor:
+        """Eq. (23): what readers of the profiles lose on real cells, read in the way that suits step 0."""
+        cells, labels = torch.cat(real), torch.cat([torch.full((len(b),), k) for k, b in enumerate(real)])
+        if self.settings is None:
+            self.settings = matching.settle_readers(cells, labels, views.detach(), self.labels)
+        temperature, sharpness = self.settings["temperature"], self.settings["sharpness"]
+        by_distance = matching.neighbour_loss(cells, labels, views, self.labels, temperature=temperature)
+        return by_distance + matching.ridge_loss(cells, labels, views, self.labels, sharpness=sharpness)
 
     def penalty(self, rows: slice = slice(None)) -> Tensor:
         """Eq. (19): what keeps codes and residuals near their start."""

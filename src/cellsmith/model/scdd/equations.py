@@ -1,7 +1,7 @@
 """SCDD: distillation of labelled single-cell counts through a single-step conditional generator (arXiv 2503.04357).
 
 The published text gives an outline: codes in a latent space are optimised by matching gradients and distributions, a
-generator conditioned on the class maps them to expression, one back-propagated step suffices. The equations (1) to (22)
+generator conditioned on the class maps them to expression, one back-propagated step suffices. The equations (1) to (23)
 are this package's design of it; ``DEVIATIONS`` says so first.
 
 Symbols: n cells, G genes, K classes, M profiles, c_k of them of class k; x (n, G) counts; l (n,) totals, counts; y (n,)
@@ -218,46 +218,40 @@ def soft_labels(probabilities: np.ndarray, groups: np.ndarray, *, n_groups: int)
 
 
 class Choice(NamedTuple):
-    """Which iterate was chosen: its position, its gain over the first, and the standard error of that gain (nats)."""
+    """Which iterate was chosen: its position, its gain over the first, and the standard error of that gain (shares)."""
 
     position: int
     gain: float
     standard_error: float
 
 
-def best_iterate(losses: np.ndarray, wrong: np.ndarray, labels: np.ndarray) -> Choice:
-    """Choose among iterates on held-out cells; the first stays unless another is clearly better.
+def best_iterate(wrong: np.ndarray, labels: np.ndarray) -> Choice:
+    """Choose among iterates by the errors of readers on held-out cells; the first stays unless another is better.
+
+    Errors decide and not the log-loss: moving profiles makes readers surer, which a log-loss whose temperature suits
+    step 0 punishes although fewer cells are named wrongly.
 
     Parameters
     ----------
-    losses
-        Loss of every held-out cell under every iterate and reader (T, R, n), nats; row 0 is step 0.
     wrong
-        Whether the reader names another class (T, R, n).
+        Whether a reader names another class than a cell's own, under every iterate (T, R, n); row 0 is step 0.
     labels
         Class of the held-out cells (n,).
 
     Returns
     -------
-    Of the iterates under which no reader loses to row 0, neither in balanced loss (mean of class means) nor in errors,
-    the one of the smallest balanced loss (mean of readers; ties go to the earliest), if its paired gain over row 0
-    exceeds one standard error; else row 0.
+    Of the iterates under which no reader makes more errors than under row 0, and the mean of the classes' error rates
+    does not rise either, the one with the fewest errors (mean of readers; ties go to the earliest), if its paired gain
+    over row 0 exceeds one standard error; else row 0.
     """
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    weight = 1.0 / (len(classes) * sizes[codes])
-    balanced = np.round(losses @ weight, 12)
     errors = wrong.sum(axis=2)
-    harmless = (balanced <= balanced[0]).all(axis=1) & (errors <= errors[0]).all(axis=1)
-    best = int(np.argmin(np.where(harmless, balanced.mean(axis=1), np.inf)))
-    gains = (losses[0] - losses[best]).mean(axis=0)
-    gain = float(gains @ weight)
-    centred = gains - np.bincount(codes, weights=gains)[codes] / sizes[codes]
-    # A class of one held-out cell shows no spread of its own; it takes the pooled one.
-    pooled = float((centred**2).sum() / max(1, len(gains) - len(classes)))
-    own = np.bincount(codes, weights=centred**2) / np.maximum(sizes - 1, 1)
-    variance = np.where(sizes > 1, own, pooled) / sizes
-    error = float(np.sqrt(variance.sum()) / len(classes))
-    return Choice(best, gain, error) if best and gain > error else Choice(0, 0.0, error)
+    balanced = np.round(wrong.mean(axis=1) @ (1.0 / (len(classes) * sizes[codes])), 12)
+    harmless = (errors <= errors[0]).all(axis=1) & (balanced <= balanced[0])
+    best = int(np.argmin(np.where(harmless, errors.mean(axis=1), np.inf)))
+    gains = wrong[0].mean(axis=0) - wrong[best].mean(axis=0)
+    gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
+    return Choice(best, gain, error) if best and gain > error + 1e-12 else Choice(0, 0.0, error)
 
 
 EQUATIONS = {
@@ -282,6 +276,7 @@ EQUATIONS = {
     "20": "cellsmith.model.scdd.distilling.Distiller.backward",
     "21": soft_labels,
     "22": matching.herding,
+    "23": matching.ridge_loss,
     "likelihood": likelihood.nb_log_prob_softmax,
     "selection": best_iterate,
 }

@@ -44,7 +44,9 @@ def hold_out(labels: np.ndarray, *, fraction: float, generator: np.random.Genera
 
 
 class HeldOut:
-    """Log-loss of held-out cells under three readers of profiles: logistic regression, nearest centroid and neighbour.
+    """What three readers of profiles make of held-out cells: logistic regression, nearest centroid and neighbour.
+
+    Their errors decide which iterate is kept; their log-losses are recorded beside them.
 
     The neighbour is there because the other two cannot see profiles of a class drift apart, which ruins it.
 
@@ -66,16 +68,16 @@ class HeldOut:
         self.steps: list[int] = []
 
     def judge(self, step: int, phi: np.ndarray) -> float:
-        """Score the profiles (M, G, log views) of a step; return their balanced log-loss, nats."""
+        """Score the profiles (M, G, log views) of a step; return the share of errors, mean of the readers."""
         answers = [self._linear(phi), self._centroid(phi), self._neighbour(phi)]
         self.losses.append(np.stack([loss for loss, _ in answers]))
         self.wrong.append(np.stack([named != self.labels for _, named in answers]))
         self.steps.append(step)
-        return self._balanced(self.losses[-1].mean(axis=0))
+        return float(self.wrong[-1].mean())
 
     def choose(self) -> eq.Choice:
         """Return the iterate to keep (section "selection" of the equations)."""
-        return eq.best_iterate(np.stack(self.losses), np.stack(self.wrong), self.labels)
+        return eq.best_iterate(np.stack(self.wrong), self.labels)
 
     def curve(self) -> dict[str, Any]:
         """Return the steps, their balanced log-loss (nats), that of each reader, and the share of errors of each."""

@@ -353,7 +353,7 @@ class SCDD(TrainingMixin, DistillMixin, QueryMixin, CellModel):
                 loss="loss_autoencoder",
                 weights=self._autoencoder_weights,
                 refresh="_start_autoencoder",
-                plan=Optim(lr_factors={"autoencoder.log_theta": 10.0}, patience=30),
+                plan=Optim(lr_factors={"autoencoder.log_theta": 10.0}, patience=15),
             ),
             Stage(name="calibrate", solve="_calibrate"),
         )
@@ -367,7 +367,7 @@ class SCDD(TrainingMixin, DistillMixin, QueryMixin, CellModel):
                 weights=self._generator_weights,
                 batch_size=GENERATOR_BATCH,
                 refresh="_start_generator",
-                plan=Optim(optimizer="adam", clip=1.0, patience=20, average=("denoiser", "ema_denoiser")),
+                plan=Optim(optimizer="adam", clip=1.0, patience=10, average=("denoiser", "ema_denoiser")),
             ),
             Stage(name="respond", solve="_respond"),
         )

@@ -16,14 +16,27 @@ __all__ = ["VARIANTS", "WEIGHTS", "Plan", "check_plan", "profiles_per_class"]
 WEIGHTS = {
     "gradient_weight": 1.0,
     "distribution_weight": 1.0,
+    "readers_weight": 1.0,
     "variance_weight": 0.1,
     "separation_weight": 0.1,
     "code_weight": 1e-3,
     "residual_weight": 1e-3,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"init": "prototype", "residual": True, "selection": "best", "soft_labels": True},
-    "paper": {"init": "random", "residual": False, "selection": "last", "soft_labels": False},
+    "default": {
+        "init": "prototype",
+        "residual": True,
+        "objective": (),
+        "selection": "best",
+        "soft_labels": True,
+    },
+    "paper": {
+        "init": "random",
+        "residual": False,
+        "objective": ("gradient", "distribution"),
+        "selection": "last",
+        "soft_labels": False,
+    },
 }
 CHOICES = {
     "variant": tuple(VARIANTS),
@@ -34,7 +47,8 @@ CHOICES = {
     "count_mode": ("round", "multinomial", "nb"),
 }
 ALLOCATIONS = ("equal", "proportional", "sqrt")
-OBJECTIVES = ("gradient", "distribution")
+OBJECTIVES = ("readers", "gradient", "distribution")
+MAX_STEPS = 200
 LIBRARIES = ("deep", "sum", "median")
 
 
@@ -83,7 +97,13 @@ class Plan:
 
 
 def check_plan(
-    *, variant: str, objective: Sequence[str], weights: Mapping[str, float] | None, library_size: Any, **given: Any
+    *,
+    variant: str,
+    objective: str | Sequence[str] | None,
+    max_steps: int | None,
+    weights: Mapping[str, float] | None,
+    library_size: Any,
+    **given: Any,
 ) -> Plan:
     """Settle the arguments of ``distill``.
 
@@ -97,11 +117,9 @@ def check_plan(
     for name, valid in CHOICES.items():
         if name in settled:
             _check_choice(name, settled[name], valid)
-    objective = (objective,) if isinstance(objective, str) else tuple(objective)
-    for name in objective:
-        _check_choice("objective", name, OBJECTIVES)
-    if not objective:
-        raise SetupError(f"objective is empty; expected at least one of {', '.join(map(repr, OBJECTIVES))}.")
+    settled["objective"] = objective = _check_objective(variant, objective, max_steps)
+    # Without something to make small there is nothing to do after step 0.
+    settled["max_steps"] = 0 if not objective else MAX_STEPS if max_steps is None else max_steps
     for name in weights or {}:
         _check_choice("weights", name, tuple(WEIGHTS))
     if isinstance(library_size, str):
@@ -119,11 +137,22 @@ def check_plan(
             raise SetupError(f"{name}={settled[name]!r}; expected a number from {low} to {high:g}.")
     return Plan(
         variant=variant,
-        objective=objective,
         weights={**WEIGHTS, **(weights or {})},
         library_size=library_size,
         **settled,
     )
+
+
+def _check_objective(variant: str, given: str | Sequence[str] | None, max_steps: int | None) -> tuple[str, ...]:
+    objective = VARIANTS[variant]["objective"] if given is None else (given,) if isinstance(given, str) else given
+    for name in objective:
+        _check_choice("objective", name, OBJECTIVES)
+    if max_steps and not objective:
+        raise SetupError(
+            f"max_steps={max_steps} without an objective; expected what the steps shall make small. "
+            "Type objective='readers'."
+        )
+    return tuple(objective)
 
 
 def _check_choice(name: str, value: Any, valid: Sequence[str]) -> None:
