@@ -62,7 +62,7 @@ def edge_logits(
     """
     ends, chosen = functional.normalize(z if others is None else others, dim=1), candidates.long()
     starts = ends if others is None else functional.normalize(z, dim=1)
-    cosine = (starts[:, None, :] * ends[chosen]).sum(dim=2)
+    cosine = torch.einsum("nd,nmd->nm", starts, ends[chosen])
     crowd = torch.log((1.0 + in_degrees.detach()) / (1.0 + k))
     return cosine / edge_temperature - hub_penalty * crowd[chosen]
 
