@@ -26,6 +26,10 @@ __getattr__, __dir__, __all__ = attach(
         "scagc": "._scagc",
         "scdd": "._scdd",
         "scld": "._scld",
+        "scsiameseclu": "._scsiameseclu",
+        "scsiameseclu_annotate": "._scsiameseclu_annotate",
+        "scsiameseclu_markers": "._scsiameseclu_markers",
+        "scsiameseclu_transfer": "._scsiameseclu_transfer",
         "sketch": "._sketch",
     },
 )

@@ -1,0 +1,69 @@
+"""How many clusters: merging and dropping by markers on the other half of the counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from cellsmith.datasets import toy_counts
+from cellsmith.model.scsiameseclu import clusters
+
+
+@pytest.fixture(scope="module")
+def typed() -> tuple[sparse.csr_matrix, np.ndarray]:
+    adata = toy_counts(240, 200, n_types=3)
+    return adata.X.tocsr(), adata.obs["cell_type"].cat.codes.to_numpy().astype(np.int64)
+
+
+def centres(counts: sparse.csr_matrix, codes: np.ndarray) -> np.ndarray:
+    x = np.log1p(counts.toarray())
+    return np.stack([x[codes == c].mean(axis=0) for c in range(codes.max() + 1)])
+
+
+def test_a_type_split_at_random_is_merged_again(typed: tuple[sparse.csr_matrix, np.ndarray]) -> None:
+    counts, codes = typed
+    split = codes.copy()
+    own = np.flatnonzero(codes == 0)
+    split[own[::2]] = 3
+    threshold = clusters.marker_threshold(counts, split, min_markers=5, batches=None)
+    assert threshold >= 5
+    found = clusters.prune(counts, split, centres(counts, split), threshold=threshold, min_markers=5)
+    assert found.into[0] == found.into[3]
+    assert len(np.unique(found.into)) == 3
+    assert any("merged" in step for step in found.steps)
+
+
+def test_rare_cluster_with_markers_stays_and_a_handful_of_cells_without_goes(
+    typed: tuple[sparse.csr_matrix, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "RARE_CELLS", 15)
+    counts, codes = typed
+    options = {"threshold": 0.0, "min_markers": 5, "merge": False}
+    rare = np.concatenate([np.flatnonzero(codes != 2), np.flatnonzero(codes == 2)[:12]])
+    found = clusters.prune(counts[rare], codes[rare], centres(counts, codes), **options)
+    assert found.into[2] == 2
+    assert any("kept a cluster of 12 cells" in step for step in found.steps)
+    assert clusters.prune(counts[rare], codes[rare], centres(counts, codes), guard=False, **options).into[2] == -1
+    false = codes.copy()
+    false[np.flatnonzero(codes == 0)[:12]] = 3
+    assert clusters.prune(counts, false, centres(counts, false), **options).into[3] == -1
+
+
+def test_one_cluster_is_never_dropped_and_empty_ones_are(typed: tuple[sparse.csr_matrix, np.ndarray]) -> None:
+    counts, codes = typed
+    none = np.zeros_like(codes)
+    found = clusters.prune(counts, none, np.zeros((3, 2)), threshold=5, min_markers=5)
+    np.testing.assert_array_equal(found.into, [0, -1, -1])
+
+
+def test_starting_number_exceeds_the_communities() -> None:
+    z = np.concatenate([np.random.default_rng(k).normal(20.0 * k, 1.0, (60, 3)) for k in range(3)])
+    k = clusters.start_number(z, 10, seed=0)
+    assert k >= 5
+    centre, labels = clusters.kmeans(z, 3, seed=0)
+    assert centre.shape == (3, 3)
+    assert len(np.unique(labels[:60])) == 1
+    means, found = clusters.communities(z, 3, seed=0)
+    assert len(np.unique(found[:60])) == 1
+    np.testing.assert_allclose(np.sort(means[:, 0]), np.sort(centre[:, 0]), atol=1e-4)
