@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from packaging.version import Version
 
-__all__ = ["aggregated_posterior_is_sound", "scanpy_seed", "scvi_version"]
+__all__ = ["aggregated_posterior_is_sound", "kept_threads", "scanpy_seed", "scvi_version"]
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Leave torch its number of threads while numba works.
+
+    Numba, which pynndescent and scanpy call, sets OpenMP to all cores for the whole process, whatever
+    ``OMP_NUM_THREADS`` and ``torch.set_num_threads`` say. On a busy machine the small steps of a training then wait for
+    each other, at ten times the CPU time.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def scvi_version() -> Version:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cellsmith
+from cellsmith._compat import kept_threads
 from cellsmith._errors import CellsmithWarning
 from cellsmith.demo import annotation, distillation, missingness, synthesis, topics
 from cellsmith.demo._context import Context
@@ -67,7 +68,8 @@ def run_demo(
     with _quiet() as caught:
         for number, make in enumerate(SECTIONS, start=1):
             tell(f"part {number} of {len(SECTIONS)}")
-            sections.append(make(Context(out=folder, seed=seed, quick=quick, say=tell)))
+            with kept_threads():  # UMAP of one part must not slow the training of the next
+                sections.append(make(Context(out=folder, seed=seed, quick=quick, say=tell)))
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, CellsmithWarning)))
     for note in notes:
         tell(f"note: {note}")

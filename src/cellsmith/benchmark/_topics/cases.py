@@ -11,6 +11,7 @@ import numpy.typing as npt
 from anndata import AnnData
 from scipy import sparse
 
+from cellsmith._compat import kept_threads
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import Streams
 from cellsmith.benchmark._files import load
@@ -87,7 +88,8 @@ def variable_genes(log: sparse.csr_matrix, n: int = MAX_GENES) -> npt.NDArray[np
     if log.shape[1] <= n:
         return np.arange(log.shape[1])
     seen = np.flatnonzero(np.asarray((log > 0).sum(axis=0)).ravel() >= MIN_CELLS)
-    found = sc.pp.highly_variable_genes(AnnData(log[:, seen]), n_top_genes=n, flavor="seurat", inplace=False)
+    with kept_threads():
+        found = sc.pp.highly_variable_genes(AnnData(log[:, seen]), n_top_genes=n, flavor="seurat", inplace=False)
     return seen[found["highly_variable"].to_numpy()]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellsmith._compat import kept_threads
 from cellsmith._errors import SetupError
 
 __all__ = ["cross_knn", "knn_table", "nearest_rows"]
@@ -198,13 +199,14 @@ def _descent(query: _Floats, points: _Floats, k: int, *, skip: npt.NDArray[Any],
     wanted = min(len(points), k + own)
     # centred, because float32 cannot resolve a cloud far from the origin
     middle = points.mean(axis=0)
-    index = NNDescent(
-        (points - middle).astype(np.float32), n_neighbors=max(wanted, 15), metric="euclidean", random_state=seed
-    )
-    if query is points:
-        candidates = np.asarray(index.neighbor_graph[0])
-    else:
-        candidates = np.asarray(index.query((query - middle).astype(np.float32), k=wanted, epsilon=_EPSILON)[0])
+    with kept_threads():
+        index = NNDescent(
+            (points - middle).astype(np.float32), n_neighbors=max(wanted, 15), metric="euclidean", random_state=seed
+        )
+        if query is points:
+            candidates = np.asarray(index.neighbor_graph[0])
+        else:
+            candidates = np.asarray(index.query((query - middle).astype(np.float32), k=wanted, epsilon=_EPSILON)[0])
     found = rank_rows(query, points, candidates.astype(np.int64), k=k, skip=skip)
     short = np.flatnonzero(found[0][:, -1] < 0)  # rows that the search could not fill
     if short.size:

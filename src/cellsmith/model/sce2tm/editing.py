@@ -99,7 +99,7 @@ class PerturbationMixin:
         sample_key: str | None = None,
         test: str = "mannwhitney",
         fdr: float = 0.05,
-        min_effect: float = 1.0,
+        min_effect: float = 0.1,
     ) -> pd.DataFrame:
         """Find the topics that differ between two groups of cells (T23).
 
@@ -121,7 +121,8 @@ class PerturbationMixin:
         fdr
             Largest adjusted p-value (Benjamini-Hochberg over the topics).
         min_effect
-            Smallest absolute effect: difference of the means of mu in standard deviations over the training cells.
+            Smallest absolute effect: difference of the means of mu in standard deviations over the training cells. Where
+            every type answers with topics of its own, none of them differs by much over all cells.
 
         Returns
         -------
