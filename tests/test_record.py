@@ -131,16 +131,16 @@ def test_another_methods_key_is_refused(adata):
 
 
 def test_taken_names_are_refused_before_anything_is_computed(adata):
-    check_free(adata, "run", "scagc", {"obs": ("{k}",)})
+    check_free(adata, "run", "scagc", names={"obs": ("{k}",)})
     write(adata, "run", _result())
     assert keys_of(adata, "scagc") == ["run"]
     assert keys_of(adata, "grit") == []
-    check_free(adata, "run", "scagc", {"obs": ("{k}",)})  # its own, to be replaced
+    check_free(adata, "run", "scagc", names={"obs": ("{k}",)})  # its own, to be replaced
     with pytest.raises(SetupError, match=r"\.uns\['run'\] already exists and was written by 'scagc'"):
-        check_free(adata, "run", "grit", {})
+        check_free(adata, "run", "grit")
     with pytest.raises(SetupError, match=r"\.obs\['cell_type'\] already exists and was not written by cellsmith"):
-        check_free(adata, "cell_type", "scagc", {"obs": ("{k}",)})
-    check_free(adata, "run", "grit", {}, overwrite=True)
+        check_free(adata, "cell_type", "scagc", names={"obs": ("{k}",)})
+    check_free(adata, "run", "grit", overwrite=True)
 
 
 def test_a_foreign_block_is_refused(adata):

@@ -181,7 +181,7 @@ def keys_of(adata: AnnData, method: str) -> list[str]:
 
 
 def check_free(
-    adata: AnnData, key: str, method: str, names: Mapping[str, Iterable[str]], *, overwrite: bool = False
+    adata: AnnData, key: str, method: str, *, names: Mapping[str, Iterable[str]] = {}, overwrite: bool = False
 ) -> None:
     """Refuse taken names before a long computation, as `write` would after it.
 

@@ -81,7 +81,7 @@ def sce2tm(
     from cellsmith.model.sce2tm.report import WRITTEN
 
     # Before the minutes of training, not after them.
-    _record.check_free(adata, key_added, "sce2tm", WRITTEN, overwrite=overwrite)
+    _record.check_free(adata, key_added, "sce2tm", names=WRITTEN, overwrite=overwrite)
     model, _ = open_door(
         SCE2TM,
         adata,

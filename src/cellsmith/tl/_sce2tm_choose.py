@@ -93,7 +93,7 @@ def sce2tm_choose_n_topics(
     >>> cellsmith.tl.sce2tm_choose_n_topics(adata, n_topics=(10, 20, 30))  # doctest: +SKIP
     >>> cellsmith.pl.n_topics_curve(adata)  # doctest: +SKIP
     """
-    _record.check_free(adata, key_added, "sce2tm_n_topics", {})  # before the fits, not after them
+    _record.check_free(adata, key_added, "sce2tm_n_topics")  # before the fits, not after them
     sizes = _check(n_topics, n_seeds, model_kwargs)
     check_counts(adata, layer)
     check_covariates(adata.obs, categorical={"batch_key": batch_key})
