@@ -97,7 +97,7 @@ def merge_clusters(
     seed = resolve_seed(rng if random_state is None else random_state)
     check_counts(adata, layer, min_cells=2)
     check_covariates(adata.obs, categorical={"groupby": groupby, "batch_key": batch_key})
-    _record.check_free(adata, key_added, "merge_clusters", {"obs": ["{k}"]}, overwrite=overwrite)
+    _record.check_free(adata, key_added, "merge_clusters", names={"obs": ["{k}"]}, overwrite=overwrite)
     halved = binomial_thin(
         adata.X if layer is None else adata.layers[layer], 0.5, generator=Streams(seed).numpy("augment")
     )
