@@ -113,3 +113,4 @@ def _conditions(options: argparse.Namespace, shared: dict[str, Any]) -> None:
         conditions.held_out_types(seeds, **shared)
     if "planted" in chosen:
         conditions.planted(seeds, store=shared["store"])
+        conditions.laws(seeds, store=shared["store"])

@@ -20,7 +20,7 @@ from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._topics.cases import BUNDLED, Case, prepare, raw
 from cellsmith.benchmark._topics.ours import ABLATIONS, DEFAULT, VARIANTS, fit_model
 
-__all__ = ["FILE", "LIKELIHOODS", "RANDOM", "SHIFT", "donors", "held_out_cells", "held_out_types", "planted"]
+__all__ = ["FILE", "LIKELIHOODS", "RANDOM", "SHIFT", "donors", "held_out_cells", "held_out_types", "laws", "planted"]
 
 logger = logging.getLogger("cellsmith")
 
@@ -29,6 +29,7 @@ SHIFT, RANDOM = "mean shift", "random topics"
 BY_TYPE, SAME = "SCE2TM, shift of the type", "training cells of the type"
 LENIENT, EVERY = "SCE2TM, min_effect 0.5", "SCE2TM, all topics"
 LIKELIHOODS = (DEFAULT, "SCE2TM, multinomial", "SCE2TM, nb")
+GENES, LAWS, TOY = "planted genes", "laws of an edit", "toy"
 N_TOPICS, TRAIN_SHARE, MIN_CELLS, MIN_DONOR_CELLS, MAX_TYPES = 20, 0.7, 30, 20, 5
 N_RANDOM, N_RAISED, N_COMPONENTS, MIN_SEEN = 20, 50, 30, 10
 INTERFERON = ("HALLMARK_INTERFERON_ALPHA_RESPONSE", "HALLMARK_INTERFERON_GAMMA_RESPONSE")
@@ -354,29 +355,51 @@ def planted(seeds: Iterable[int], *, store: Store, variants: Sequence[str] = (DE
 
 
 def _record_planted(task: Task, genes: Rows, *, store: Store) -> None:
-    """Count planted genes among the 30 most raised, and check the laws of an edit."""
-    if store.has(task=task.name, file=task.file, seed=task.seed, variant="planted genes"):
+    """Count planted genes among the 30 most raised."""
+    if store.has(task=task.name, file=task.file, seed=task.seed, variant=GENES):
         return
     model = fit_model(task.train.copy(), N_TOPICS, task.seed)
     frame = model.select_topics("condition", task.group, task.reference)
-    if len(frame) == 0:
-        store.record(task.name, task.part, "planted genes", {"found": 0.0})
-        return
-    rows = task.rows("all", task.reference)
+    hits = 0
+    if len(frame):
+        rows = task.rows("all", task.reference)
+        answer = model.perturb_topics(task.test, indices=rows, topics=frame, op="swap_to_group").logfc.to_numpy()[0]
+        hits = len(np.intersect1d(np.argsort(-answer)[:30], genes))
+    store.record(task.name, task.part, GENES, {"found": float(hits)})
 
-    def edit(strength: float) -> Any:
-        return model.perturb_topics(task.test, indices=rows, topics=frame, op="swap_to_group", strength=strength)
 
-    steps = [edit(s) for s in (0.0, 0.25, 0.5, 1.0)]
-    logfc = np.stack([s.logfc.to_numpy(dtype=np.float64)[0] for s in steps])
-    hits = np.intersect1d(np.argsort(-logfc[-1])[:30], genes)
-    untouched = [t for t in steps[0].mu_after.columns if t not in frame.index]
-    kept = model.get_latent_representation(task.test, kind="mu", indices=rows)
-    columns = [list(steps[0].mu_after.columns).index(t) for t in untouched]
-    values = {
-        "found": float(len(hits)),
-        "identity": float(np.abs(logfc[0]).max()),
-        "monotone": float((np.diff(logfc[:, hits], axis=0) >= -1e-9).all(axis=0).mean()) if len(hits) else float("nan"),
-        "untouched": float(np.abs(steps[-1].mu_after.to_numpy()[:, columns] - kept[:, columns]).max()),
-    }
-    store.record(task.name, task.part, "planted genes", values)
+def laws(seeds: Iterable[int], *, store: Store) -> None:
+    """Check on toys with a known response that strength 0 is the identity, planted genes rise with it, and the rest.
+
+    Parameters
+    ----------
+    seeds
+        Seeds of toys and models.
+    store
+        Where the rows go.
+    """
+    from cellsmith.datasets import toy_perturbation
+
+    for seed in seeds:
+        if store.has(task=LAWS, file=TOY, seed=seed):
+            continue
+        cells = toy_perturbation(600, 200, rng=seed)
+        model = fit_model(cells, N_TOPICS, seed)
+        # fewer topics than all, so that some have to stay as they are
+        frame = model.select_topics("condition", "stim", "ctrl").head(N_TOPICS // 2)
+        rows = np.flatnonzero((cells.obs["condition"] == "ctrl").to_numpy())
+        options = {"indices": rows, "topics": frame, "op": "swap_to_group"}
+        steps = [model.perturb_topics(strength=s, **options) for s in (0.0, 0.25, 0.5, 1.0)]
+        logfc = np.stack([s.logfc.to_numpy(dtype=np.float64)[0] for s in steps])
+        names = steps[0].logfc.columns
+        raised = np.flatnonzero((cells.var.loc[names, "response"] > 0).to_numpy() & (logfc[-1] > 0))
+        others = ~steps[0].mu_after.columns.isin(frame.index)
+        kept = model.get_latent_representation(kind="mu", indices=rows)[:, others]
+        values = {
+            "n_selected": float(len(frame)),
+            "n_raised": float(len(raised)),
+            "identity": float(np.abs(logfc[0]).max()),
+            "monotone": float((np.diff(logfc[:, raised], axis=0) >= -1e-9).all(axis=0).mean()),
+            "untouched": float(np.abs(steps[-1].mu_after.to_numpy()[:, others] - kept).max()),
+        }
+        store.record(LAWS, SimpleNamespace(file=TOY, seed=seed), DEFAULT, values)

@@ -77,11 +77,15 @@ def _planted(results: Tables) -> Measured | None:
 
 
 def _laws(results: Tables) -> Measured | None:
-    get = {m: results.mean("planted", "planted genes", m) for m in ("identity", "monotone", "untouched")}
-    if not known(get["identity"], get["untouched"]):
+    get = {m: results.values(conditions.LAWS, DEFAULT, m) for m in ("identity", "monotone", "untouched", "n_raised")}
+    if get["identity"].empty:
         return None
-    meets = get["identity"] <= 1e-6 and get["untouched"] == 0 and get["monotone"] >= 1 - SLACK
-    text = f"strength 0: {get['identity']:.1e}; monotone {number(get['monotone'])}; other topics {get['untouched']:.1e}"
+    worst, moved, share = get["identity"].max(), get["untouched"].max(), get["monotone"].min()
+    meets = worst <= 1e-6 and moved == 0 and share >= 1 - SLACK
+    text = (
+        f"toys: strength 0 changes {worst:.1e}; {number(float(get['n_raised'].mean()))} raised planted genes, monotone "
+    )
+    text += f"{number(float(share))}; other topics move {moved:.1e}"
     return Measured(text, meets)
 
 
