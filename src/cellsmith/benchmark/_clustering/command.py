@@ -18,7 +18,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark to its parser."""
     parser.add_argument("--methods", nargs="*", default=["all"], help="all, peers, or names; none: the page only")
-    parser.add_argument("--max-cells", type=int, default=2_100, help="most cells of a file; 0: all")
+    parser.add_argument("--max-cells", type=int, default=1_200, help="most cells of a file; 0: all")
     parser.add_argument("--propagation", action="store_true", help="time products with a sparse graph")
     parser.add_argument("--fits", type=Path, help="folder that keeps what methods found; read before a method is run")
 
