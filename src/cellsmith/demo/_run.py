@@ -19,7 +19,7 @@ from pathlib import Path
 import cellsmith
 from cellsmith._compat import kept_threads
 from cellsmith._errors import CellsmithWarning
-from cellsmith.demo import annotation, distillation, missingness, synthesis, topics
+from cellsmith.demo import annotation, distillation, missingness, siamese, synthesis, topics
 from cellsmith.demo._context import Context
 from cellsmith.demo._report import Cell, Report, Section, Table, write
 
@@ -31,6 +31,7 @@ SECTIONS: tuple[Callable[[Context], Section], ...] = (
     missingness.section,
     topics.section,
     distillation.section,
+    siamese.section,
 )
 
 LIBRARIES = ("anndata", "scanpy", "scvi-tools", "torch", "lightning", "numpy", "scipy", "scikit-learn", "umap-learn")

@@ -201,8 +201,9 @@ def test_written_block_survives_both_files_and_serves_scanpy(model: ScSiameseClu
     block = adata.uns["clu"]
     assert block["provenance"]["method"] == "scsiameseclu"
     assert set(block["k_path"]) == {"stage", "epoch", "n_clusters", "reason"}
+    # sc.tl.umap reads the space from here; the demonstration and the tutorial draw one.
+    assert block["params"]["use_rep"] == "X_clu"
     sc.tl.leiden(adata, neighbors_key="clu", flavor="igraph", n_iterations=2, directed=False)
-    sc.tl.umap(adata, neighbors_key="clu")
     sc.tl.paga(adata, groups="clu", neighbors_key="clu")
     for suffix, write, read in (("h5ad", "write_h5ad", ad.read_h5ad), ("zarr", "write_zarr", ad.read_zarr)):
         getattr(adata, write)(tmp_path / f"a.{suffix}")

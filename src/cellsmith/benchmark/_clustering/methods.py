@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "RANDOM_GRAPH",
     "SCAGC",
     "SCVI",
+    "SIAMESE",
     "UNTRAINED",
     "Found",
     "Method",
@@ -32,6 +33,7 @@ __all__ = [
 PCA, SCVI = "PCA 50", "scVI"
 UNTRAINED, SCAGC = "untrained graph", "SCAGC"
 KNN_GRAPH, RANDOM_GRAPH, NO_GRAPH = "SCAGC, fixed kNN graph", "SCAGC, random graph", "SCAGC, no graph"
+SIAMESE, NO_TRANSPORT = "ScSiameseClu", "ScSiameseClu, no transport"
 N_NEIGHBORS = 15
 Labels = npt.NDArray[Any]
 
@@ -126,6 +128,29 @@ def scagc(
     return Found(model.get_latent_representation(), model.get_learned_graph(), labels)
 
 
+def siamese(
+    counts: AnnData,
+    batch_key: str | None,
+    seed: int,
+    n_clusters: int | None,
+    *,
+    ways: Sequence[str] = ("auto", "given"),
+    **changed: Any,
+) -> Found:
+    """Train ScSiameseClu twice, left to find its number of clusters and told it; the space is that of the first."""
+    from cellsmith.model import ScSiameseClu as Model
+
+    spaces, labels = [], {}
+    for way in ways:
+        cells = counts.copy()
+        Model.setup_anndata(cells, batch_key=batch_key)
+        model = Model(cells, n_clusters="auto" if way == "auto" else int(n_clusters or 2), **changed)
+        model.train(seed=seed, accelerator="cpu", enable_progress_bar=False)
+        labels[way] = model.predict().to_numpy()
+        spaces.append(model.get_latent_representation())
+    return Found(spaces[0], labels=labels)
+
+
 PEERS: dict[str, Method] = {PCA: pca, SCVI: scvi}
 
 METHODS: dict[str, Method] = {
@@ -135,5 +160,7 @@ METHODS: dict[str, Method] = {
     KNN_GRAPH: partial(scagc, graph="knn"),
     RANDOM_GRAPH: partial(scagc, graph="random"),
     NO_GRAPH: partial(scagc, graph="none"),
+    SIAMESE: siamese,
+    NO_TRANSPORT: partial(siamese, transport_weight=0),
 }
 """Every method that can be named; a further one is one line here."""
