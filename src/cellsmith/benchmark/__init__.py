@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "distillation": "._distillation.compare",
         "missingness": "._missingness.compare",
         "propagation": "._clustering.propagation",
+        "privacy": "._privacy.compare",
         "score_distilled": "._distillation.compare",
         "synthesis": "._synthesis.quality",
         "topics": "._topics.compare",

@@ -28,6 +28,7 @@ TOPICS = {
     "distillation": "a few rows a class in place of all cells: sketches, metacells, scDD",
     "clustering": "clusters, and whether a learned cell graph helps: SCAGC",
     "topics": "topics of gene expression: scE2TM",
+    "privacy": "embed cells under differential privacy: DP-DCAN, private PCA",
 }
 """Topic -> what its line of the help says; the code is in ``_<topic>/command.py``."""
 

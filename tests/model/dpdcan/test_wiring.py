@@ -11,7 +11,7 @@ from torch import nn
 
 from cellsmith._errors import PrivacyError
 from cellsmith.math import privacy
-from cellsmith.model.dpdcan.checking import check_wiring, synthetic_cells
+from cellsmith.model.dpdcan.checking import check_wiring
 from cellsmith.model.dpdcan.module import DPDCANModule
 from cellsmith.model.dpdcan.published import CLIP_NORM, NOISED, PublishedStep
 
@@ -48,7 +48,7 @@ def test_two_hundred_cells_move_the_clipped_sum_by_at_most_c(mode: str) -> None:
     net = module(mode, fixed_decoder=mode == "frozen_decoder")
     with torch.no_grad():
         net.axes.copy_(torch.linalg.qr(torch.randn(G, 6))[0])
-    cells = synthetic_cells(202, G, 1)
+    cells = net.synthetic_cells(202)
     cells["x"][0] = 0
     cells["x"][1] *= 10
     cells["x"][2] *= 1000
@@ -86,11 +86,11 @@ def step(block: str = "encoder_and_trunk", stage: str = "pretrain") -> Published
 
 def measured(published: PublishedStep, *, n_cells: int = 24, n_steps: int = 20) -> privacy.Wiring:
     net = published.module
-    data = net.prepare(synthetic_cells(n_cells, G, 1), torch.Generator().manual_seed(0))
-    pool = net.prepare(synthetic_cells(4, G, 1, seed=3), torch.Generator().manual_seed(1))
+    data = net.prepare(net.synthetic_cells(n_cells), torch.Generator().manual_seed(0))
+    pool = net.prepare(net.synthetic_cells(4, seed=3), torch.Generator().manual_seed(1))
     parameters = {k: p.detach() for k, p in net.named_parameters() if k != "centers"}
     return privacy.wiring(
-        lambda p, b: published.unit_losses(p, b) + published.shared_loss(p, b),
+        lambda p, b: published.unit_losses(p, b) + net.shared_loss(p, b, "pretrain"),
         {k: p for k, p in parameters.items() if k.startswith(published.noised)},
         data,
         clip_norm=CLIP_NORM,
@@ -119,14 +119,14 @@ def test_clipped_sum_of_the_published_scheme_against_its_loop_over_cells() -> No
     published = step()
     net = published.module
     net.mask_rate = 0.0
-    data = net.prepare(synthetic_cells(24, G, 1), None)
+    data = net.prepare(net.synthetic_cells(24), None)
     found = published.clipped_sum(data)
     params = {k: p.detach() for k, p in net.named_parameters() if k != "centers"}
     total = {k: torch.zeros_like(p) for k, p in params.items()}
     for i in range(24):
         leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
         one = {k: v[i : i + 1] for k, v in data.items()}
-        loss = published.unit_losses(leaves, one)[0] + published.shared_loss(leaves, data)
+        loss = published.unit_losses(leaves, one)[0] + net.shared_loss(leaves, data, "pretrain")
         grads = torch.autograd.grad(loss, list(leaves.values()))
         norm = torch.sqrt(sum(g.square().sum() for g in grads))
         for k, g in zip(leaves, grads, strict=True):

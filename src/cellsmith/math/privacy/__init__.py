@@ -10,7 +10,7 @@ Floating-point Gaussian noise is used, as everywhere in practice; attacks on its
 from __future__ import annotations
 
 from cellsmith.math.privacy.accounting import ORDERS, compose, gaussian_rdp, integer_rdp, rdp_epsilon, sampled_rdp
-from cellsmith.math.privacy.audit import canary_run, gaussian_lower_bound, guesses_lower_bound
+from cellsmith.math.privacy.audit import canary_run, gaussian_lower_bound, guesses_lower_bound, moment_run
 from cellsmith.math.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from cellsmith.math.privacy.gradients import ClippedSum, add_noise, clip_factors, clipped_gradient_sum
 from cellsmith.math.privacy.kmeans import KMeansRelease, kmeans_events, private_kmeans
@@ -53,6 +53,7 @@ __all__ = [
     "guesses_lower_bound",
     "integer_rdp",
     "kmeans_events",
+    "moment_run",
     "noise_edge",
     "noisy_second_moment",
     "noisy_sum",

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.stats import beta, binom, norm
 
 from cellsmith._errors import PrivacyError
 from cellsmith.math.privacy.gaussian import gaussian_epsilon
+from cellsmith.math.privacy.gradients import add_noise, clip_factors
+from cellsmith.math.privacy.moments import noisy_second_moment
+from cellsmith.math.privacy.sampling import poisson_sample
 
-__all__ = ["canary_run", "gaussian_lower_bound", "guesses_lower_bound"]
+__all__ = ["canary_run", "gaussian_lower_bound", "guesses_lower_bound", "moment_run"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +30,7 @@ def canary_run(
     generator: np.random.Generator,
     gradient: float = 1.0,
 ) -> tuple[npt.NDArray[np.bool_], Floats]:
-    """Run the sampled Gaussian on canaries alone.
+    """Run sampling, clipping and noise as training does, on canaries alone.
 
     Parameters
     ----------
@@ -48,9 +52,60 @@ def canary_run(
     Who was in (m,), and the sums over steps (m,) of each coordinate, in C.
     """
     inside = generator.random(n_canaries) < 0.5
-    visits = np.where(inside, generator.binomial(steps, sample_rate, n_canaries), 0)
-    noise = generator.standard_normal(n_canaries) * noise_multiplier * np.sqrt(steps)
-    return inside, gradient * visits + noise
+    members = np.flatnonzero(inside)
+    # Ten times as long as C: it is the clipping that brings a canary to C.
+    clipped = 10.0 * float(clip_factors(torch.tensor([10.0], dtype=torch.float64), 1.0)) * gradient
+    scores = np.zeros(n_canaries)
+    for _ in range(steps):
+        total = torch.zeros(n_canaries, dtype=torch.float64)
+        total[torch.from_numpy(members[poisson_sample(len(members), sample_rate, generator)])] = clipped
+        noisy = add_noise({"g": total}, noise_multiplier=noise_multiplier, clip_norm=1.0, generator=generator)
+        scores += noisy["g"].numpy()
+    return inside, scores
+
+
+def moment_run(
+    *, n_genes: int, sd: float, n_shadows: int, n_guesses: int, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Attack the release of a second moment by likelihood ratios (arXiv 2112.03570), to tell whether a unit is in.
+
+    Parameters
+    ----------
+    n_genes
+        G of the synthetic background.
+    sd
+        Of the noise on the half-vector.
+    n_shadows
+        Releases with and without the unit, together, from which the attacker learns both distributions.
+    n_guesses
+        Fresh releases to be told apart.
+    generator
+        Draws everything.
+
+    Returns
+    -------
+    Whether the unit was in (n_guesses,), and the log likelihood ratio of each release.
+    """
+    background = np.abs(generator.standard_normal((20, n_genes)))
+    background /= np.linalg.norm(background, axis=1, keepdims=True)
+    unit = np.abs(generator.standard_normal(n_genes))
+    unit /= np.linalg.norm(unit)
+
+    def look(n: int) -> tuple[npt.NDArray[np.bool_], Floats]:
+        there = generator.random(n) < 0.5
+        seen = np.empty(n)
+        for i, one in enumerate(there):
+            rows = np.vstack([background, unit]) if one else background
+            moment = noisy_second_moment([rows], n_genes, sd=sd, generator=generator)
+            seen[i] = unit @ moment @ unit
+        return there, seen
+
+    there, seen = look(n_shadows)
+    spread = max(1e-12, float(np.sqrt((seen[there].var() + seen[~there].var()) / 2)))
+    means = seen[there].mean(), seen[~there].mean()
+    inside, scores = look(n_guesses)
+    ratio = ((scores - means[1]) ** 2 - (scores - means[0]) ** 2) / (2 * spread**2)
+    return inside, ratio
 
 
 def gaussian_lower_bound(

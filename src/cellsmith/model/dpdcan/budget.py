@@ -47,6 +47,8 @@ class PrivacyPlan:
         What the wiring test measured; None until it has run.
     simulated
         Noise from the seed.
+    noised, trained
+        Prefixes of the parameters that get noise, and of those that are trained; the same in sound modes.
     """
 
     mode: str
@@ -59,6 +61,8 @@ class PrivacyPlan:
     noise_multiplier: float | None = None
     wiring: privacy.Wiring | None = None
     simulated: bool = False
+    noised: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
 
     def sd(self, release: str) -> float:
         """Return the standard deviation of the noise of a release of sensitivity 1."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor, nn
@@ -260,6 +261,29 @@ class DPDCANModule(BaseModuleClass):
         q = student_t(z.reshape(-1, z.shape[-1]), self.centers).reshape(*z.shape[:-1], -1)
         ratio = data["target"].clamp(min=1e-8).log() - q.clamp(min=1e-8).log()
         return 0.4 * likelihood + 0.4 * (data["target"] * ratio).sum(dim=-1)
+
+    def shared_loss(self, params: Mapping[str, Tensor], data: Mapping[str, Tensor], stage: str) -> Tensor:
+        """Return the part of the published loss that all cells of a batch share: a coupled cosine, or the repulsion."""
+        if stage == "cluster":
+            return 0.2 * eq.repulsion(params["centers"])
+        encoder = {k.removeprefix("encoder."): v for k, v in params.items() if k.startswith("encoder.")}
+        z = [torch.func.functional_call(self.encoder, encoder, (data["views"][:, v],)) for v in (1, 2)]
+        return -0.2 * eq.published_similarity(z[0], z[1])
+
+    def wiring_loss(self, params: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
+        """Return the losses of a whole batch (B,) as the first stage trains them, coupling included."""
+        if self.mode == "reference":
+            return self.unit_losses(params, data, "pretrain") + self.shared_loss(params, data, "pretrain")
+        return self.unit_losses(params, data, {"reconstruction": 0.8, "instance": 0.2})
+
+    def synthetic_cells(self, n_cells: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return a batch of made-up cells, of which the second is empty and the last very deep."""
+        g = np.random.default_rng(seed)
+        rate = g.gamma(0.3, 2.0, len(self.intercept)) * g.lognormal(0.0, 0.5, (n_cells, 1))
+        counts = g.poisson(rate).astype(np.float32)
+        counts[1] = 0
+        counts[-1] *= 100
+        return {"x": torch.from_numpy(counts), "batch": torch.from_numpy(g.integers(0, self.n_batch, n_cells))}
 
     def unit_losses(self, params: Mapping[str, Tensor], data: Mapping[str, Tensor], weights: Any) -> Tensor:
         """Return :meth:`losses` as a function of parameters, for ``torch.func``."""

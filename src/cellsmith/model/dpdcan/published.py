@@ -24,7 +24,6 @@ __all__ = ["PublishedMixin", "PublishedStep"]
 CLIP_NORM, MOST_STEPS, REFRESH = 0.1, 842, 5
 EPOCHS = {"pretrain": 50, "cluster": 40}
 N_BATCHES = 10
-LIKELIHOOD_WEIGHT, INSTANCE_WEIGHT = 0.8, 0.2
 NOISED = {"encoder_and_trunk": ("centers", "encoder", "decoder.trunk"), "encoder": ("encoder",)}
 
 
@@ -65,19 +64,13 @@ class PublishedStep:
         """Return the part of the loss that belongs to one cell: .8 likelihood; later .4 likelihood + .4 clustering."""
         return torch.func.functional_call(self.module, dict(params), (data,), {"weights": self.stage})
 
-    def shared_loss(self, params: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
-        """Return the part that all cells of the batch share: the coupled cosine, or the repulsion of centres."""
-        if self.stage == "cluster":
-            return 0.2 * eq.repulsion(params["centers"])
-        encoder = {k.removeprefix("encoder."): v for k, v in params.items() if k.startswith("encoder.")}
-        z = [torch.func.functional_call(self.module.encoder, encoder, (data["views"][:, v],)) for v in (1, 2)]
-        return -INSTANCE_WEIGHT * eq.published_similarity(z[0], z[1])
-
     def clipped_sum(self, data: Mapping[str, Tensor]) -> privacy.ClippedSum:
         """Return the sum of clipped gradients of all parameters: that of each cell plus the shared one."""
         params = {k: p.detach() for k, p in self.module.named_parameters() if self._takes_part(k)}
         leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
-        found = torch.autograd.grad(self.shared_loss(leaves, data), list(leaves.values()), allow_unused=True)
+        found = torch.autograd.grad(
+            self.module.shared_loss(leaves, data, self.stage), list(leaves.values()), allow_unused=True
+        )
         shared = {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(params.items(), found, strict=True)}
         return privacy.clipped_gradient_sum(
             self.unit_losses, params, data, clip_norm=CLIP_NORM, method="ghost", shared=shared

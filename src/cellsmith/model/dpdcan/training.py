@@ -22,6 +22,7 @@ from cellsmith.model.dpdcan import equations as eq
 from cellsmith.model.dpdcan.budget import CLUSTER_PART, KMEANS, PrivacyPlan, plan_budget
 from cellsmith.model.dpdcan.checking import check_wiring
 from cellsmith.model.dpdcan.local import fit_local_head
+from cellsmith.model.dpdcan.published import NOISED
 from cellsmith.model.dpdcan.settings import PRIVATE
 from cellsmith.model.dpdcan.stepping import PrivateStagePlan, PrivateStep
 
@@ -87,6 +88,7 @@ class TrainingMixin:
             sample_rate=given["sample_rate"],
             clip_norm=given["clip_norm"],
             simulated=given["unsafe_reproducible"],
+            **self._trained_parts(stages),
         )
         if self._is_private:
             self._count_steps(plan, stages, n_units)
@@ -96,6 +98,12 @@ class TrainingMixin:
                 plan.wiring = check_wiring(self._new_module(), clip_norm=given["clip_norm"], weights=self._weights())
                 self.facts_ = {**self.facts_, "wiring": plan.wiring.passed}
         self.privacy_plan = plan
+
+    def _trained_parts(self, stages: tuple[Stage, ...]) -> dict[str, tuple[str, ...]]:
+        first = next((s.trains for s in stages if s.name in ("instance", "pretrain")), ())
+        mode = self._given["mode"]
+        noised = {"none": (), "reference": NOISED[self._given["noised_block"]]}.get(mode, first)
+        return {"trained": first, "noised": noised}
 
     def _count_steps(self, plan: PrivacyPlan, stages: tuple[Stage, ...], n_units: int) -> None:
         q = plan.sample_rate

@@ -1,0 +1,94 @@
+"""Write the page of results from the table on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cellsmith.benchmark._privacy.arms import ARMS, FREE
+from cellsmith.benchmark._privacy.bars import BARS, Results
+from cellsmith.benchmark._privacy.cases import CASES
+from cellsmith.benchmark._privacy.compare import COLUMNS
+from cellsmith.benchmark._store import Store
+
+__all__ = ["report"]
+
+EPSILONS = (1.0, 2.0, 4.0, 8.0)
+HEAD = """Every arm embeds 2,100 random cells of a file; k-means with the true number of types and 20 starts clusters
+every embedding alike; labels score and do nothing else. Epsilon is for adding or removing one *cell*, delta 1e-5; noise comes
+from the seed (a simulation). Means over seeds, their number in brackets.
+
+**How public are the genes?** The 2,000 genes of `pbmc4k_10x` and `young_kidney` were selected on those cells before the
+files were made, so that panel is not strictly public, nor, less so, a random part of it. The worm's panels are drawn by
+name alone, and that of `kang_ifnb` comes from another study (`pbmc_facs`): those two are the clean ones.
+
+"published, no guarantee" stands under its *nominal* epsilon, which means nothing. "PCA 50" is scanpy's, on all genes.
+"untrained encoder" and "random projection" look at no cell."""
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _cell(results: Results, case: str, arm: str, epsilon: float) -> str:
+    found = results.values(case, arm, epsilon)
+    return f"{found.mean():.3f} ({len(found)})" if len(found) else "-"
+
+
+def _scores(results: Results, case: str) -> str:
+    rows = []
+    for arm in ARMS:
+        if arm in FREE:
+            cells = [_cell(results, case, arm, np.inf)] + [""] * (len(EPSILONS) - 1)
+        else:
+            cells = [_cell(results, case, arm, e) for e in EPSILONS]
+        if set(cells) - {"-", ""}:
+            nmi = results.mean(case, arm, 8.0, "nmi")
+            seconds = results.mean(case, arm, 8.0, "seconds")
+            rows.append([arm, *cells, f"{nmi:.3f}" if np.isfinite(nmi) else "-", f"{seconds:.1f}"])
+    return _grid(["arm", *(f"eps {e:g}" for e in EPSILONS), "NMI (eps 8)", "CPU-s"], rows)
+
+
+def _bars(results: Results) -> str:
+    rows = []
+    for bar in BARS:
+        found = bar.measure(results)
+        text, verdict = ("not run", "") if found is None else (found[0], "met" if found[1] else "**missed**")
+        rows.append([bar.check, bar.must, text, verdict])
+    return _grid(["check", "must", "found", ""], rows)
+
+
+def report(out: Path) -> Path:
+    """Write ``privacy.md`` from the table in a directory.
+
+    Parameters
+    ----------
+    out
+        Directory with ``privacy.csv`` (which may be missing) and ``_privacy_notes.md``, written by hand.
+
+    Returns
+    -------
+    Path of the page.
+    """
+    results = Results(Store(COLUMNS, out / "privacy.csv").table)
+    notes = out / "_privacy_notes.md"
+    text = notes.read_text(encoding="utf-8") if notes.is_file() else "None."
+    if text.startswith("---\n"):
+        # Settings of the documentation builder, for a file that is no page of its own.
+        text = text.split("---\n", 2)[2]
+    lines = ["# Privacy: results", ""]
+    lines += [
+        "This page is written by `python -m cellsmith.benchmark privacy --data <directory>` from the table beside it."
+    ]
+    lines += ["", HEAD, "", "## The bars", "", _bars(results), ""]
+    lines += ["## Agreement with the types (ARI)", ""]
+    for case in CASES:
+        if (results.rows["case"] == case).any():
+            lines += [f"### {case}", "", _scores(results, case), ""]
+    lines += ["## Notes", "", text.strip(), ""]
+    page = out / "privacy.md"
+    page.write_text("\n".join(lines), encoding="utf-8")
+    return page
