@@ -19,7 +19,7 @@ from pathlib import Path
 import cellsmith
 from cellsmith._compat import kept_threads
 from cellsmith._errors import CellsmithWarning
-from cellsmith.demo import annotation, distillation, missingness, siamese, synthesis, topics
+from cellsmith.demo import annotation, clustering, distillation, missingness, privacy, siamese, synthesis, topics
 from cellsmith.demo._context import Context
 from cellsmith.demo._report import Cell, Report, Section, Table, write
 
@@ -31,7 +31,9 @@ SECTIONS: tuple[Callable[[Context], Section], ...] = (
     missingness.section,
     topics.section,
     distillation.section,
+    clustering.section,
     siamese.section,
+    privacy.section,
 )
 
 LIBRARIES = ("anndata", "scanpy", "scvi-tools", "torch", "lightning", "numpy", "scipy", "scikit-learn", "umap-learn")

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "merge_path": "._scagc",
         "n_topics_curve": "._topics",
         "privacy": "._synthesis",
+        "privacy_curve": "._dpdcan",
         "scsiameseclu_clusters": "._scsiameseclu",
         "synthetic_genes": "._synthesis",
         "synthetic_lfc": "._synthesis",

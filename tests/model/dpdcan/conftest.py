@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "n_latent": 4,
     "n_hidden": 8,
     "n_steps": 8,
+    "dp_pca_fraction": 0.7,
     "unsafe_reproducible": True,
 }
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False}

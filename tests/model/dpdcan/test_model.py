@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
     "n_latent": 4,
     "n_hidden": 8,
     "n_steps": 8,
+    "dp_pca_fraction": 0.7,
     "unsafe_reproducible": True,
 }
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -87,6 +88,28 @@ def test_an_interrupted_run_keeps_what_it_spent(monkeypatch: pytest.MonkeyPatch,
     model.train(**QUIET)
     assert [e.stage for e in model.ledger_.events] == ["pca", "intercept", "instance", "instance"]
     assert spent < model.privacy_spent[0] <= 4
+
+
+def test_an_empty_batch_is_a_step_like_any_other(fit: Any, make: Any) -> None:
+    model = fit(make())
+    ledger = privacy.Ledger(100.0, 1e-5)
+    model.privacy_plan.ledger = ledger
+    names = [n for n, _ in model.module.named_parameters()]
+    step = PrivateStep(
+        model.module,
+        names,
+        plan=model.privacy_plan,
+        stage="instance",
+        weights={"reconstruction": 0.8, "instance": 0.2},
+        noise=np.random.default_rng(0),
+        views=torch.Generator(),
+    )
+    step({"x": torch.zeros(0, 60), "batch": torch.zeros(0, dtype=torch.int64)})
+    assert [e.steps for e in ledger.events] == [1]
+    gradients = torch.cat([p.grad.flatten() for p in model.module.parameters()])
+    plan = model.privacy_plan
+    expected = plan.noise_multiplier * plan.clip_norm / (plan.sample_rate * plan.n_units)
+    assert float(gradients.std()) == pytest.approx(expected, rel=0.15)
 
 
 def test_the_model_starts_as_private_pca(monkeypatch: pytest.MonkeyPatch, fit: Any, make: Any) -> None:
@@ -319,7 +342,12 @@ def test_cells_are_made_from_what_was_paid_for(released: DPDCAN, trained: DPDCAN
         released.generate(3, condition={"cell_type": "a"})
 
 
-def test_the_true_number_of_cells_is_hidden_where_it_was_released(released: DPDCAN) -> None:
+def test_the_true_number_of_cells_is_hidden_where_it_was_released(released: DPDCAN, tmp_path: Path) -> None:
+    released.save(str(tmp_path / "m"))
+    saved = torch.load(tmp_path / "m" / "model.pt", weights_only=False)["attr_dict"]
+    assert saved["facts_"]["n_units"] == released.n_units_
+    sizes = [f["summary_stats"] for f in saved["registry_"]["field_registries"].values()]
+    assert all(150 not in stats.values() for stats in sizes)
     released.write(overwrite=True)
     block = released.adata.uns["dpdcan"]
     assert block["privacy"]["n_units"] != 150
@@ -388,7 +416,7 @@ def test_mudata_is_read_by_modality(fit: Any, make: Any) -> None:
     with pytest.raises(SetupError, match="modalities"):
         DPDCAN.setup_mudata(mdata)
     DPDCAN.setup_mudata(mdata, modalities={"layer": "rna"})
-    model = DPDCAN(mdata, **SMALL, dp_pca_fraction=1.0)
+    model = DPDCAN(mdata, **{**SMALL, "dp_pca_fraction": 1.0})
     model.train(**QUIET)
     model.write()
     assert "X_dpdcan" in mdata.mod["rna"].obsm

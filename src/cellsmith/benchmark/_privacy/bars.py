@@ -28,7 +28,7 @@ class Results:
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self.rows = table
+        self.rows = table.astype({"epsilon": float, "value": float})
 
     def values(self, case: str, arm: str, epsilon: float, metric: str = "ari") -> pd.Series:
         """Return values by seed; an arm on which epsilon has no influence is found under any."""

@@ -17,8 +17,8 @@ __all__ = ["report"]
 
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
 HEAD = """Every arm embeds 2,100 random cells of a file; k-means with the true number of types and 20 starts clusters
-every embedding alike; labels score and do nothing else. Epsilon is for adding or removing one *cell*, delta 1e-5; noise comes
-from the seed (a simulation). Means over seeds, their number in brackets.
+every embedding alike; labels score and do nothing else. Epsilon is for adding or removing one *cell*, delta 1e-5; noise
+comes from the seed (a simulation). Means over seeds, their number in brackets.
 
 **How public are the genes?** The 2,000 genes of `pbmc4k_10x` and `young_kidney` were selected on those cells before the
 files were made, so that panel is not strictly public, nor, less so, a random part of it. The worm's panels are drawn by

@@ -24,6 +24,8 @@ LossFn = Callable[[Params, Params], Tensor]
 CHUNK_BYTES = 256 * 2**20
 # From so many parameters on, gradients of single units are not written out ("ghost").
 MANY = 100_000
+# Rounding units by which a ghost norm is enlarged.
+ROUNDING = 8.0
 METHODS = ("auto", "vmap", "ghost")
 # Keeps the division defined; it can only make the clipped gradient shorter.
 _TINY = 1e-6
@@ -159,8 +161,9 @@ def _ghost(loss_fn: LossFn, params: Params, batch: Params, *, clip_norm: float, 
             raise PrivacyError(f"The parameter {weight!r} is shared between layers. Type method='vmap'.")
         seen |= {weight} | ({bias} if bias is not None else set())
         a, b = (torch.cat(list(side), dim=1) for side in zip(*pairs, strict=True))
-        products = a @ a.mT + (1.0 if bias is not None else 0.0)
-        squared += (products * (b @ b.mT)).sum(dim=(1, 2))
+        products = (a @ a.mT + (1.0 if bias is not None else 0.0)) * (b @ b.mT)
+        # Products of views may cancel: what rounding could have taken away is added, so that no norm comes out short.
+        squared += products.sum(dim=(1, 2)) + ROUNDING * torch.finfo(a.dtype).eps * products.abs().sum(dim=(1, 2))
         if shared is not None:
             squared += 2 * ((b @ shared[weight]) * a).sum(dim=(1, 2))
             if bias is not None:

@@ -30,6 +30,8 @@ class HygieneMixin:
         kept = {k: found[k] for k in RELEASED if k in found}
         if "registry_" in kept:
             kept["registry_"] = self._without_numbers(kept["registry_"])
+        if self._given["n_units_policy"] == "dp_count":
+            kept["facts_"] = {**kept["facts_"], "n_units": self.n_units_ or 1.0}
         if not self._given["unsafe_reproducible"]:
             kept["seed_"] = None
         return list(kept.items())
@@ -44,7 +46,6 @@ class HygieneMixin:
                 for name in ("n_cells", "n_obs"):
                     if name in field.get("summary_stats", {}):
                         field["summary_stats"][name] = round(self.n_units_ or 1)
-            self.facts_ = {**self.facts_, "n_units": self.n_units_}
         return out
 
     def save(

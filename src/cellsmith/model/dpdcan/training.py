@@ -264,7 +264,7 @@ class TrainingMixin:
         data = PoissonSplit(self._table, sample_rate=plan.sample_rate, steps=steps, generator=self._draws)
         runner_plan = PrivateStagePlan(self.module, stage, step=step)
         self._fit(replace(stage, max_epochs=1), data, runner_plan)
-        self._not_finite = step.n_not_finite
+        self._not_finite = step.n_not_finite if self._given["log_private_metrics"] else None
 
     def _public_split(self, stage: Stage, streams: Streams, position: int) -> CellSplit:
         """Return batches of public cells, of which a tenth decides when to stop: they cost nothing."""
@@ -284,6 +284,9 @@ class TrainingMixin:
 
     def _seed_centers(self, streams: Streams) -> None:
         """Put private k-means centres of the latents into the module; their sizes weigh the targets."""
+        if "kmeans" in self.released_:  # paid for before an interruption
+            self._put_fixed()
+            return
         plan = self.privacy_plan
         plan.spend("kmeans")
         z = self._encode_counts(self._table.counts)
@@ -302,6 +305,9 @@ class TrainingMixin:
 
     def _buy_density(self, streams: Streams) -> None:
         """Release mean and covariance of the latents, cut to the unit ball."""
+        if "density" in self.released_:
+            self._put_fixed()
+            return
         plan = self.privacy_plan
         plan.spend("density")
         z = privacy.unit_rows(self._encode_counts(self._table.counts))
