@@ -36,13 +36,13 @@ MOST_BY_CHANCE, WITHIN_FOUND = 0.05, 0.02
 WITHIN, MOST_REDUNDANCY = 0.01, 0.2
 
 
-def candidate(weight: float, scale: str, epochs: int, temperature: float = 0.2) -> str:
+def candidate(weight: float, scale: str, epochs: int, *, temperature: float = 0.2) -> str:
     """Return the name of a candidate in the tables."""
     return f"ecr_weight {weight:g}, {scale}, {epochs} epochs, temperature {temperature:g}"
 
 
 CANDIDATES: dict[str, Variant] = {
-    candidate(w, s, e, t): Variant(
+    candidate(w, s, e, temperature=t): Variant(
         {"ecr_weight": float(w), "decoder_scale": s, "topic_gene_temperature": t}, {"max_epochs": {"topics": e}}
     )
     for w, s, e, t in product((20, 100), ("free", "fixed"), (60, 100), (0.2, 0.1, 0.4))
