@@ -16,7 +16,8 @@ from cellsmith.benchmark.__main__ import main
 from cellsmith.benchmark._distillation import bars, peers, recipe, scoring
 from cellsmith.benchmark._distillation.cases import cut, labelled_counts
 from cellsmith.benchmark._distillation.compare import COLUMNS
-from cellsmith.benchmark._distillation.report import report
+from cellsmith.benchmark._distillation.expression import matched_expression
+from cellsmith.benchmark._distillation.report import ABLATION_TABLE, report
 from cellsmith.benchmark._distillation.results import Results
 from cellsmith.benchmark._store import Store
 
@@ -204,7 +205,7 @@ def test_ready_made_sets_are_scored_and_unknown_labels_are_errors(part) -> None:
         cs.benchmark.score_distilled(train, test, {"full": small}, labels_key="kind")
 
 
-@pytest.mark.parametrize("name", [n for n in peers.SHOWN if not n.startswith(("geosketch", "scdd"))])
+@pytest.mark.parametrize("name", [n for n in peers.SHOWN if not n.startswith(("geosketch", "scdd", "generator"))])
 def test_every_peer_answers_with_rows_that_can_be_scored(part, name) -> None:
     made = peers.built_in("kind")[name](part.reading.train, 2, 0)
     assert made.n_obs == {"full": 56, "pseudobulk": 3}.get(name, 6)
@@ -237,6 +238,13 @@ def test_scdd_is_trained_once_a_cut_and_starts_at_the_metacells(part, monkeypatc
         theirs = methods["metacell_mean_log"](train, n, 0)
         np.testing.assert_allclose(start.layers["scdd_log"], theirs.layers["sketch_log"], atol=1e-6)
         assert scoring.score(start, part.reading, models=("lr",)) == scoring.score(theirs, part.reading, models=("lr",))
+    samples = methods["generator_samples"](train, 3, 0)
+    assert samples.obs["kind"].value_counts().to_dict() == {"a": 3, "b": 3, "rare": 3}
+    deep, thin = methods["scdd_counts"](train, 1, 0), methods["scdd_thin"](train, 1, 0)
+    exact = methods["scdd"](train, 1, 0).layers["scdd_log"]
+    # Rounding at the depth of one cell costs more than at that of a group.
+    error = [np.abs(made.layers["scdd_log"] - exact).max() for made in (deep, thin)]
+    assert 0 < error[0] < error[1]
     assert len(trained) == 1
     assert list(train.obs) == list(before.obs)
     assert set(train.uns) == set(before.uns)
@@ -288,6 +296,26 @@ def test_the_page_is_written_from_the_table_alone(tmp_path) -> None:
     assert "no row of this table is of it" in text
     assert text.rstrip().endswith("Some words.")
     assert main(["distillation", "--methods", "--out", str(tmp_path)]) == 0
+
+
+def test_variants_are_compared_with_the_means_of_groups(tmp_path) -> None:
+    names = ("metacell_mean_log", "readers, last of 50 steps")
+    values = dict(zip([(n, 1) for n in names], ([0.7, 0.8], [0.75, 0.8]), strict=True))
+    Store(COLUMNS, tmp_path / ABLATION_TABLE).add(table_of(values).to_dict("records"))
+    Store(COLUMNS, tmp_path / "distillation.csv").add(table_of({("full", 0): [0.9, 0.8]}).to_dict("records"))
+    text = report(tmp_path).read_text()
+    assert "What each part earns" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 | readers, last of 50 steps")]
+    assert row.split(" | ")[2:6] == ["+2.5"] * 4
+
+
+@pytest.mark.parametrize("objective", ["gradient", "distribution"])
+def test_matched_expression_moves_real_cells(part, objective) -> None:
+    train = part.reading.train
+    made = [matched_expression(train, 2, s, labels_key="kind", objective=objective) for s in (0, 0, 1)]
+    assert (made[0].X != made[1].X).nnz == 0
+    assert (made[0].X != made[2].X).nnz > 0
+    np.testing.assert_array_equal(made[0].X.sum(axis=1).A1, 20_000)
 
 
 @pytest.mark.filterwarnings("ignore:.*geosketch")

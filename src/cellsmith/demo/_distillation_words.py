@@ -52,15 +52,15 @@ WAYS = (
     ),
     (
         "SCDD",
-        "Starts at the means of groups, then changes them so that they teach networks what the cells teach, and keeps "
-        "a change only where it is clearly better on training cells that were put aside.",
+        "Starts at the means of groups, then changes them so that classifiers which learn from them err less on the "
+        "cells, and keeps a change only where fewer training cells that were put aside are named wrongly.",
     ),
 )
 
 LIMITS = (
     "One data set, one cut, one seed: differences of two or three hundredths are within what another cut would change.",
-    "**SCDD often returns its start, the means of groups.** On the data that we tried, its gain was about a point or "
-    "none. Where means of groups are all you need, `cellsmith.tl.sketch` makes them in a second.",
+    "**With ten rows a type SCDD returns its start, the means of groups**; with one row a type it can gain. Where the "
+    "means are all you need, `cellsmith.tl.sketch` makes them in a second.",
     "**A random forest learns badly from few deep rows.** It draws thresholds between profiles that have no noise, and "
     "single cells do not keep to them. Teach it with more rows, or with cells.",
     "A reduced set is not anonymous. A group of one cell is that cell.",
@@ -69,7 +69,7 @@ LIMITS = (
 CODE = """import cellsmith
 
 small = cellsmith.tl.sketch(adata, "cell_type", 10, method="metacell", method_kwargs={"summary": "mean_log"})
-small = cellsmith.tl.scdd(adata, labels_key="cell_type", n_per_class=10)
+small = cellsmith.tl.scdd(adata, labels_key="cell_type", n_per_class=1, distill_kwargs={"objective": "readers"})
 
 # which way is worth it on your data, with twenty cuts instead of one
 table = cellsmith.benchmark.distillation(adata, "cell_type")

@@ -9,13 +9,29 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
 from cellsmith.model.scdd.equations import best_iterate
-from cellsmith.model.scdd.judging import HeldOut, hold_out
+from cellsmith.model.scdd.judging import HeldOut, folds_of
 
 
-def test_small_classes_give_no_cell_away() -> None:
+def test_every_cell_judges_once_and_small_classes_never() -> None:
     labels = np.repeat([0, 1, 2], [40, 5, 4])
-    held = hold_out(labels, fraction=0.15, generator=np.random.default_rng(0))
-    assert [int(held[labels == k].sum()) for k in range(3)] == [6, 1, 0]
+    fold = folds_of(labels, n_folds=4, generator=np.random.default_rng(0))
+    assert [np.bincount(fold[labels == 0]).tolist(), (fold[labels == 2] == -1).all()] == [[10] * 4, True]
+    assert sorted(np.bincount(fold[labels == 1], minlength=4)) == [1, 1, 1, 2]
+
+
+def test_folds_are_judged_together() -> None:
+    (phi, labels), profiles = cells(0), np.eye(3, 8) * 2
+    whole, parts = HeldOut(phi, labels, np.arange(3)), []
+    for rows in (slice(0, 25), slice(25, None)):
+        parts.append(HeldOut(phi[rows], labels[rows], np.arange(3)))
+        for step, shift in ((0, 0.0), (25, 0.3)):
+            parts[-1].judge(step, profiles + shift)
+    for step, shift in ((0, 0.0), (25, 0.3)):
+        whole.judge(step, profiles + shift)
+    found = HeldOut.pooled(parts)
+    np.testing.assert_array_equal(np.stack(found.wrong), np.stack(whole.wrong))
+    np.testing.assert_allclose(found.curve()["linear"], whole.curve()["linear"])
+    assert found.choose() == whole.choose()
 
 
 def errors(n: int, *of_readers: tuple[int, ...]) -> np.ndarray:
@@ -83,9 +99,9 @@ def test_readers_are_those_of_scikit_learn_and_good_profiles_score_better() -> N
     np.testing.assert_array_equal(named, reader.predict(phi))
     nearest = KNeighborsClassifier(1).fit(profiles, own)
     np.testing.assert_array_equal(judge._neighbour(profiles)[1], nearest.predict(phi))
-    good = judge.judge(0, profiles)
-    bad = judge.judge(25, np.random.default_rng(1).normal(size=(3, 8)))
-    assert good < bad
+    judge.judge(0, profiles)
+    judge.judge(25, np.random.default_rng(1).normal(size=(3, 8)))
+    assert judge.wrong[0].sum() < judge.wrong[1].sum()
     assert judge.choose().position == 0
     curve = judge.curve()
     assert curve["step"].tolist() == [0, 25]
@@ -111,5 +127,6 @@ def test_neighbour_sees_profiles_that_drift_apart_and_keep_their_mean() -> None:
 def test_class_without_profile_costs_and_does_not_fail() -> None:
     phi, labels = cells(0)
     judge = HeldOut(phi, labels, np.array([0, 1]))
-    assert judge.judge(0, (np.eye(3, 8) * 2)[:2]) >= (labels == 2).mean()
+    judge.judge(0, (np.eye(3, 8) * 2)[:2])
+    assert judge.wrong[0].mean() >= (labels == 2).mean()
     assert judge.curve()["loss"][0] > 5

@@ -21,7 +21,7 @@ from cellsmith.math.matching import log_normalize
 from cellsmith.model.scdd import delivery
 from cellsmith.model.scdd import equations as eq
 from cellsmith.model.scdd.distilling import ClassBatches, Distiller
-from cellsmith.model.scdd.judging import HeldOut, hold_out
+from cellsmith.model.scdd.judging import HeldOut, folds_of
 from cellsmith.model.scdd.profiles import Cells, Start, assign_nearest, step_zero
 from cellsmith.model.scdd.request import Plan, check_plan, profiles_per_class
 
@@ -51,7 +51,7 @@ class DistillMixin:
         guidance: float = 1.5,
         max_steps: int | None = None,
         selection: str | None = None,
-        validation_size: float = 0.15,
+        validation_size: float = 0.25,
         refit: bool = True,
         soft_labels: bool | None = None,
         library_size: Any = "deep",
@@ -97,13 +97,13 @@ class DistillMixin:
         guidance
             Weight of the class in the generator.
         max_steps
-            Most optimiser steps; None is 200 where there is an objective; 0 returns step 0.
+            Most optimiser steps; None is 100 where there is an objective; 0 returns step 0.
         selection
             "best": the best iterate on held-out training cells, step 0 among them; "last".
         validation_size
-            Share of each class's cells that judges iterates.
+            Share of each class's cells that judges iterates at a time; with ``refit`` all take their turn.
         refit
-            Repeat the chosen number of steps on all cells; else the iterate of the part is returned.
+            Repeat the chosen number of steps on all cells; else the iterate of one part is returned.
         soft_labels
             Class probabilities from a cross-fitted teacher; else the label itself.
         library_size
@@ -229,10 +229,7 @@ class DistillMixin:
         n_steps, report = plan.max_steps, {}
         iterate: Distiller | None = None
         if plan.judges:
-            held = hold_out(cells.labels, fraction=plan.validation_size, generator=streams.numpy("split"))
-            fit, judged = cells.take(np.flatnonzero(~held)), cells.take(np.flatnonzero(held))
-            left = np.minimum(n_groups, np.bincount(fit.labels, minlength=len(n_groups)))
-            iterate, n_steps, report = self._select(fit, judged, left, plan, streams)
+            iterate, n_steps, report = self._select(cells, n_groups, plan, streams)
         if plan.judges and not plan.refit:
             groups = self._regroup(cells, iterate)
         else:
@@ -255,31 +252,45 @@ class DistillMixin:
         return Distiller(self.module, start, plan=plan, batches=batches, streams=streams)
 
     def _select(
-        self, fit: Cells, judged: Cells, n_groups: np.ndarray, plan: Plan, streams: Streams
+        self, cells: Cells, n_groups: np.ndarray, plan: Plan, streams: Streams
     ) -> tuple[Distiller, int, dict[str, Any]]:
-        """Optimise on a part of the cells; return the chosen iterate, its step, and the curve (section 5.4)."""
-        start = step_zero(self.module, fit, n_groups=n_groups, plan=plan, streams=streams)
-        iterate = self._distiller(fit, start, plan, streams)
-        phi = log_normalize(judged.counts, scale=self.module.scale).toarray()
-        judge = HeldOut(phi, judged.labels, start.labels)
-        kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-
-        def watch(step: int) -> float:
-            with torch.no_grad():
-                rho = start.profile if step == 0 and start.residual is not None else None
-                view = iterate.view().numpy() if rho is None else np.log1p(self.module.scale * rho)
-            kept.append((iterate.z.detach().clone(), None if iterate.r is None else iterate.r.detach().clone()))
-            return judge.judge(step, np.asarray(view, dtype=np.float64))
-
-        watch(0)
-        iterate.run(plan.max_steps, watch)
+        """Optimise on parts of the cells; return the chosen iterate of the first part, its step, and the curve."""
+        n_folds = max(2, round(1.0 / plan.validation_size))
+        fold = folds_of(cells.labels, n_folds=n_folds, generator=streams.numpy("split"))
+        # Every cell judges once where the result is made anew of all cells; else one part is held out and returned.
+        runs = [self._judged(cells, fold == f, n_groups, plan, streams) for f in range(n_folds if plan.refit else 1)]
+        judge = HeldOut.pooled([held for _, held, _ in runs])
         choice = judge.choose()
+        iterate, _, kept = runs[0]
         with torch.no_grad():
             iterate.z.copy_(kept[choice.position][0])
             if iterate.r is not None:
                 iterate.r.copy_(kept[choice.position][1])
         curve = {**judge.curve(), "gain": choice.gain, "standard_error": choice.standard_error}
-        return iterate, judge.steps[choice.position], {"selection": {**curve, "n_held_out": len(judged.labels)}}
+        return iterate, judge.steps[choice.position], {"selection": {**curve, "n_held_out": len(judge.labels)}}
+
+    def _judged(
+        self, cells: Cells, held: np.ndarray, n_groups: np.ndarray, plan: Plan, streams: Streams
+    ) -> tuple[Distiller, HeldOut, list[tuple[torch.Tensor, torch.Tensor | None]]]:
+        """Optimise without the cells ``held``; return the last iterate, what they say of all, and all iterates."""
+        fit, judged = cells.take(np.flatnonzero(~held)), cells.take(np.flatnonzero(held))
+        left = np.minimum(n_groups, np.bincount(fit.labels, minlength=len(n_groups)))
+        start = step_zero(self.module, fit, n_groups=left, plan=plan, streams=streams)
+        iterate = self._distiller(fit, start, plan, streams)
+        phi = log_normalize(judged.counts, scale=self.module.scale).toarray()
+        judge = HeldOut(phi, judged.labels, start.labels)
+        kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+        def watch(step: int) -> None:
+            with torch.no_grad():
+                rho = start.profile if step == 0 and start.residual is not None else None
+                view = iterate.view().numpy() if rho is None else np.log1p(self.module.scale * rho)
+            kept.append((iterate.z.detach().clone(), None if iterate.r is None else iterate.r.detach().clone()))
+            judge.judge(step, np.asarray(view, dtype=np.float64))
+
+        watch(0)
+        iterate.run(plan.max_steps, watch)
+        return iterate, judge, kept
 
     @torch.no_grad()
     def _regroup(self, cells: Cells, iterate: Distiller) -> np.ndarray:

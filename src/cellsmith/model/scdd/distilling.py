@@ -23,8 +23,6 @@ from cellsmith.nn.pool import KINDS, PoolNetwork
 __all__ = ["ClassBatches", "Distiller", "Pool", "loop_sizes"]
 
 CHECK_EVERY = 25
-# Checks without a smaller loss after which the optimisation is given up; what was best stays.
-PATIENCE = 4
 CLIP = 1.0
 NETWORK_LR = 0.01
 # More profiles than these are rendered and differentiated in parts (eq. 20).
@@ -292,7 +290,7 @@ class Distiller:
             error.residual = None if self.r is None else self.r.detach().clone()
             raise error
 
-    def run(self, n_steps: int, watch: Callable[[int], float] | None = None) -> dict[str, np.ndarray]:
+    def run(self, n_steps: int, watch: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
         """Take steps of Adam with a learning rate that falls along a cosine over ``plan.max_steps``.
 
         Parameters
@@ -300,8 +298,7 @@ class Distiller:
         n_steps
             How many.
         watch
-            Called with the number of steps taken, every 25 and at the end; returns what should become small. Without
-            an improvement over 8 calls the run ends.
+            Called with the number of steps taken, every 25 and at the end.
 
         Returns
         -------
@@ -311,7 +308,6 @@ class Distiller:
         lr = 0.05 if self.plan.init == "random" else 0.02
         optimizer = torch.optim.Adam(own, lr=lr)
         history: list[dict[str, float]] = []
-        best, waited = math.inf, 0
         for step in range(n_steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * step / max(1, self.plan.max_steps)))
@@ -320,10 +316,7 @@ class Distiller:
             torch.nn.utils.clip_grad_norm_(own, CLIP)
             optimizer.step()
             if watch is not None and ((step + 1) % CHECK_EVERY == 0 or step + 1 == n_steps):
-                value = watch(step + 1)
-                best, waited = (value, 0) if value < best else (best, waited + 1)
-                if waited >= PATIENCE:
-                    break
+                watch(step + 1)
         return _means_of(history)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cellsmith.model.scdd import equations as eq
 
-__all__ = ["HeldOut", "hold_out"]
+__all__ = ["HeldOut", "folds_of"]
 
 # Classes with fewer cells give none away.
 LEAST_CELLS = 5
@@ -19,28 +20,29 @@ TINY = 1e-13
 TEMPERATURES = np.logspace(-3, 1, 25)
 
 
-def hold_out(labels: np.ndarray, *, fraction: float, generator: np.random.Generator) -> np.ndarray:
-    """Mark cells that judge iterates: ``fraction`` of every class with at least 5 cells, at least one.
+def folds_of(labels: np.ndarray, *, n_folds: int, generator: np.random.Generator) -> np.ndarray:
+    """Deal the cells of every class with at least 5 cells out to folds, as evenly as they go.
 
     Parameters
     ----------
     labels
         Class of each cell (n,).
-    fraction
-        Share of a class.
+    n_folds
+        How many.
     generator
         The stream "split".
 
     Returns
     -------
-    Boolean (n,).
+    Fold of each cell (n,), in which it judges; -1 for cells of smaller classes, which never judge.
     """
-    held = np.zeros(len(labels), dtype=bool)
+    fold = np.full(len(labels), -1)
     for k in np.unique(labels):
         rows = np.flatnonzero(labels == k)
         if len(rows) >= LEAST_CELLS:
-            held[generator.permutation(rows)[: max(1, round(fraction * len(rows)))]] = True
-    return held
+            # A random first fold: small classes would otherwise all judge in the first ones.
+            fold[generator.permutation(rows)] = (np.arange(len(rows)) + generator.integers(n_folds)) % n_folds
+    return fold
 
 
 class HeldOut:
@@ -67,13 +69,22 @@ class HeldOut:
         self.wrong: list[np.ndarray] = []
         self.steps: list[int] = []
 
-    def judge(self, step: int, phi: np.ndarray) -> float:
-        """Score the profiles (M, G, log views) of a step; return the share of errors, mean of the readers."""
+    @classmethod
+    def pooled(cls, folds: Sequence[HeldOut]) -> HeldOut:
+        """Return what all folds found, as if their cells had been held out together."""
+        first = folds[0]
+        whole = cls(first._phi[:0], np.concatenate([f.labels for f in folds]), first._profile_labels)
+        whole.losses = [np.concatenate(parts, axis=1) for parts in zip(*(f.losses for f in folds), strict=True)]
+        whole.wrong = [np.concatenate(parts, axis=1) for parts in zip(*(f.wrong for f in folds), strict=True)]
+        whole.steps = list(first.steps)
+        return whole
+
+    def judge(self, step: int, phi: np.ndarray) -> None:
+        """Score the profiles (M, G, log views) of a step."""
         answers = [self._linear(phi), self._centroid(phi), self._neighbour(phi)]
         self.losses.append(np.stack([loss for loss, _ in answers]))
         self.wrong.append(np.stack([named != self.labels for _, named in answers]))
         self.steps.append(step)
-        return float(self.wrong[-1].mean())
 
     def choose(self) -> eq.Choice:
         """Return the iterate to keep (section "selection" of the equations)."""

@@ -48,7 +48,7 @@ CHOICES = {
 }
 ALLOCATIONS = ("equal", "proportional", "sqrt")
 OBJECTIVES = ("readers", "gradient", "distribution")
-MAX_STEPS = 200
+MAX_STEPS = 100
 LIBRARIES = ("deep", "sum", "median")
 
 
