@@ -170,9 +170,8 @@ def toys(*, store: Store) -> None:
         values = _predicted(train, test, names, "stim", "ctrl", seed=seed)
         part = SimpleNamespace(file=file, seed=seed)
         store.record(ON_TOYS, part, f"{n} genes", values)
-        store.record(
-            ON_TOYS, part, NOTHING, _by_chance(cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy(), seed)
-        )
+        controls = cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy()
+        store.record(ON_TOYS, part, f"{NOTHING}, {n} genes", _by_chance(controls, seed))
 
 
 def _found(case: Case, seed: int, n: int) -> dict[str, float]:
@@ -227,13 +226,12 @@ def chosen_effect(table: pd.DataFrame, task: str = SELECTION) -> tuple[float, pd
     The value, and what the rule read: one row a value.
     """
     rows = table[table["task"] == task]
-    means = rows.groupby([rows["variant"] == NOTHING, "metric"])["value"].mean()
-    chance = rows[rows["variant"] == NOTHING].groupby("metric")["value"].mean()
+    means = rows.groupby([rows["variant"].str.startswith(NOTHING), "metric"])["value"].mean()
     out = pd.DataFrame(
         {
             "found": [means[False, f"found {e:g}"] for e in EFFECTS],
             "n_selected": [means[False, f"selected {e:g}"] for e in EFFECTS],
-            "by_chance": [chance[f"selected {e:g}"] for e in EFFECTS],
+            "by_chance": [means[True, f"selected {e:g}"] for e in EFFECTS],
         },
         index=list(EFFECTS),
     )
