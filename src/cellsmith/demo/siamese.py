@@ -147,14 +147,14 @@ def _opening(context: Context, run: _Run) -> list[Block]:
         "siamese_clusters",
         figure,
         title="Clusters, how sure they are, and how their number was found",
-        how_to_read="Left: every dot is a cell, coloured by its cluster. Middle: how likely the cells of each cluster "
-        "would fall into it again. Right: clusters left after each step; it starts with too many, and merges those "
+        how_to_read="Left: every dot is a cell, coloured by its cluster. Middle: how clearly the cells of each cluster "
+        "belong to it. Right: clusters left after each step; it starts with too many, and merges those "
         "that too few genes tell apart.",
-        finding=f"{block['params']['n_clusters_found']} clusters were left. The same cell falls into the same cluster "
-        f"again in {block['agreement']:.0%} of the cases.",
+        finding=f"{block['params']['n_clusters_found']} clusters were left. Of a cell's neighbours, "
+        f"{block['agreement']:.0%} are in its own cluster.",
     )
     return [
-        "**Would this cell be in the same cluster if it were measured again?** A clustering gives every cell a group, "
+        "**Which cells lie between two groups?** A clustering gives every cell a group, "
         "and rarely says where it is guessing. Here each cell is seen twice during training, with some of its "
         "molecules left out, and both sights must lead to the same group.",
         f"{run.cells.n_obs:,} blood cells of lupus patients, half of them treated with interferon (Kang and "
@@ -163,7 +163,7 @@ def _opening(context: Context, run: _Run) -> list[Block]:
         Tiles(
             [
                 (f"{block['params']['n_clusters_found']}", "clusters, a number that it found by itself"),
-                (f"{block['agreement']:.0%}", "of the cells would fall into the same cluster again"),
+                (f"{block['agreement']:.0%}", "of a cell's neighbours are in its own cluster"),
                 (f"{run.right:.0%}", f"of {run.n_new} cells that nobody had seen get the right name"),
                 (f"{best:.0%} and {worst:.0%}", "of the surest and of the least sure third of them"),
             ]

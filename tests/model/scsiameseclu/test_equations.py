@@ -137,3 +137,11 @@ def test_temperature_brings_the_mean_confidence_to_the_agreement() -> None:
         t = eq.confidence_temperature(log_q, agreement)
         assert float((log_q / t).softmax(1).amax(1).mean()) == pytest.approx(agreement, abs=1e-4)
     assert math.isfinite(eq.confidence_temperature(log_q, 1.0))
+
+
+def test_agreement_weighs_neighbours_and_leaves_the_cell_itself_out() -> None:
+    from scipy import sparse
+
+    pagerank = sparse.csr_matrix(np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.0, 0.0, 1.0]]))
+    # cell 0: .3 of .5 in its cluster; cell 1: half; cell 2 has no neighbour
+    assert eq.neighbor_agreement(pagerank, np.array([0, 0, 1])) == pytest.approx((0.6 + 0.5) / 2)

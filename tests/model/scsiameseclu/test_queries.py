@@ -37,10 +37,10 @@ def test_shapes_rows_and_names(model: ScSiameseClu) -> None:
         model.get_latent_representation(branch="fusd")
 
 
-def test_confidence_is_the_agreement_of_two_halves(model: ScSiameseClu) -> None:
+def test_mean_confidence_is_the_agreement_with_neighbours(model: ScSiameseClu) -> None:
     assert 0.5 < model.agreement_ <= 1
     mean = model.predict(soft=True).max(axis=1).mean()
-    assert mean == pytest.approx(min(model.agreement_, 0.999), abs=0.01)
+    assert mean == pytest.approx(min(model.agreement_, 0.999), abs=0.02)
 
 
 def test_rejection_leaves_names_out(model: ScSiameseClu) -> None:

@@ -104,7 +104,7 @@ def test_no_structure_gives_few_clusters(fitted: Any) -> None:
     assert (np.bincount(model.codes_) > 4).sum() <= 2
 
 
-def test_without_transport_clusters_are_those_of_kmeans(fresh: AnnData, fitted: Any) -> None:
+def test_without_transport_clusters_are_the_communities(fresh: AnnData, fitted: Any) -> None:
     model = fitted(fresh, transport_weight=0, train={"max_epochs": 20})
     assert [s.name for s in model.stages()] == ["warmup", "finish"]
     assert model.predict().nunique() == 4

@@ -130,9 +130,7 @@ def operators(
     )
 
 
-def neighbor_weights(
-    points: np.ndarray, reference: np.ndarray, k: int, *, seed: int, skip: np.ndarray | None = None
-) -> sp.csr_matrix:
+def neighbor_weights(points: np.ndarray, reference: np.ndarray, k: int, *, seed: int) -> sp.csr_matrix:
     """S9: w (m, n), the normalised fuzzy weights of the k reference cells nearest to each new one.
 
     Parameters
@@ -143,13 +141,8 @@ def neighbor_weights(
         Neighbours.
     seed
         Of the approximate search.
-    skip
-        (m,) reference cell that is no neighbour of each; None: all may be.
     """
-    n = len(reference)
-    index, distance = graph.cross_knn(points, reference, min(k + (skip is not None), n), seed=seed)
-    if skip is not None:
-        distance = np.where(index == skip[:, None], np.inf, distance)
+    index, distance = graph.cross_knn(points, reference, min(k, len(reference)), seed=seed)
     weights = graph.cross_weights(distance).astype(np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
-    return graph.table_matrix(index, weights, n)
+    return graph.table_matrix(index, weights, len(reference))

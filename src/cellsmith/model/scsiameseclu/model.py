@@ -81,7 +81,8 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
     queue_size
         Cells of earlier batches that take part in the transport.
     reconstruction_weight, cell_weight, latent_weight, cluster_weight, propagation_weight, transport_weight
-        Weights of the terms. ``transport_weight=0`` leaves the stage out: clusters are then those of k-means.
+        Weights of the terms. ``transport_weight=0`` leaves the stage out: clusters are then
+        the communities that prototypes would start from.
     min_markers
         Marker genes that keep two clusters apart at least, and that a rare cluster needs to stay.
     max_reference_cells
@@ -137,10 +138,10 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         edge_drop_rate: float = 0.1,
         proportions: str | Sequence[float] | Mapping[str, float] = "relaxed",
         transport_temperature: float = 0.2,
-        balance_weight: tuple[float, float] = (1.0, 0.1),
+        balance_weight: tuple[float, float] = (0.01, 0.001),
         queue_size: int = 4096,
         reconstruction_weight: float = 1.0,
-        cell_weight: float = 0.1,
+        cell_weight: float = 0.0,
         latent_weight: float = 0.1,
         cluster_weight: float = 0.0,
         propagation_weight: float = 0.0,
@@ -166,7 +167,7 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         self._proportions_kind, self._given_sizes = _given_proportions(proportions, n_clusters)
         # For comparison only: what the ablation switches off.
         self._rare_guard = self._merges = True
-        self._start = "kmeans"
+        self._start = "leiden"
         self.n_prototypes_ = 2 if n_clusters == "auto" else int(n_clusters)
         if variant == "paper" and n_top_genes == 2000:
             self._n_top_genes = PAPER["n_top_genes"]

@@ -195,7 +195,7 @@ class PaperModule(PrototypeModule):
         terms, last, down = self._reconstructions(z, edges=0.1, graph=1.0)
         terms["cell"] = PAPER["cell"]["gene"] * eq.cell_term(*gene, keep=None)
         terms["cell"] = terms["cell"] + PAPER["cell"]["graph"] * eq.cell_term(*graph, keep=None)
-        terms["cluster"] = sum(eq.cluster_term(*pair, log_q.exp().detach()) for pair in (gene, graph))
+        terms["cluster"] = sum(eq.cluster_term(a, b, log_q.exp().detach()) for a, b in (gene, graph))
         both = [0.5 * (propagation_divergence(*a) + propagation_divergence(*b)) for a, b in zip(*steps, strict=True)]
         terms["propagation"] = PAPER["propagation"] * sum(both + [propagation_divergence(*pair) for pair in down])
         terms["zinb"] = PAPER["zinb"] * self._zinb(last)

@@ -14,7 +14,7 @@ from cellsmith._errors import ConvergenceError, DataWarning, SetupError
 from cellsmith._rng import Streams, isolated
 from cellsmith.data.checks import check_rep
 from cellsmith.data.splits import CellReader, scipy_counts
-from cellsmith.math import assign, graph
+from cellsmith.math import assign
 from cellsmith.math.counts import GeneMoments, binomial_split, choose_genes, log_normalized
 from cellsmith.math.pca import principal_axes
 from cellsmith.model.scsiameseclu import clusters, graphs
@@ -238,7 +238,7 @@ class TrainingMixin:
         return torch.cat([self.module.log_q(rows[s : s + 8 * BLOCK]).cpu() for s in range(0, len(rows), 8 * BLOCK)])
 
     def _begin_transport(self, streams: Streams) -> SiameseCells:
-        """Place prototypes by k-means on a clean pass (section 5.2 of the design), and start the schedule."""
+        """Place prototypes on a clean pass, and start the schedule."""
         self._place_prototypes(streams)
         self.reseeds_: dict[int, int] = {}
         self._n_settled, self._threshold = 0, None
@@ -312,28 +312,11 @@ class TrainingMixin:
         """Return the clusters (n,) of cells that show only one half of their counts."""
         return self._log_q(self._sweep(self._cells, x=log_normalized(*half)).fused).argmax(dim=1).numpy()
 
-    def _calibrate(self, found: Swept) -> None:
-        """S26: let the mean confidence be the share of cells whose two halves fall into the same cluster.
-
-        Either half is placed as a new cell would be, and without its own full counts among its neighbours.
-        """
-        first, second = (self._codes_beside(half, found) for half in self._halves(-1))
-        self.agreement_ = float((first == second).mean())
-        self.temperature_ = eq.confidence_temperature(self._log_q(found.fused).double(), self.agreement_)
-
-    @torch.no_grad()
-    def _codes_beside(self, half: tuple[sp.csr_matrix, np.ndarray], found: Swept) -> np.ndarray:
-        """Return the clusters (n,) of halves of the training cells, placed beside all other training cells."""
-        x, n = log_normalized(*half), len(self._cells)
-        self.module.eval()
-        h = np.concatenate([self._encode(x[s : s + BLOCK]) for s in range(0, n, BLOCK)])
-        points = self._points if self._rep_key() is not None else self.axes_.project(x)
-        w = graphs.neighbor_weights(
-            points, self._points, self._n_neighbors - 1, seed=self._graph_seed(), skip=np.arange(n)
-        )
-        a = self._walk_kwargs["teleport"]
-        beside = [graph.place_beside(h, w, kept, teleport=a) for kept in (found.h, found.pagerank_h)]
-        return self._log_q(self._fuse(h, 0.5 * (beside[0] + beside[1]))[2]).argmax(dim=1).numpy()
+    def _calibrate(self, z: np.ndarray) -> None:
+        """S26: let the mean confidence be the share of a cell's neighbours that lie in its cluster."""
+        log_q = self._log_q(z)
+        self.agreement_ = eq.neighbor_agreement(self._cells.graph.pagerank, log_q.argmax(dim=1).numpy())
+        self.temperature_ = eq.confidence_temperature(log_q.double(), self.agreement_)
 
     def _prune(self, stage: str, epoch: int) -> None:
         """Merge and drop prototypes by marker genes: codes come from one half of the counts, genes from the other."""
@@ -382,7 +365,7 @@ class TrainingMixin:
                 self._prune("finish", 0)
         found = self._sweep(self._cells)
         self._order_prototypes(found.fused)
-        self._calibrate(found)
+        self._calibrate(found.fused)
         self._keep_reference(found, streams)
         self._note_run(found, self._cells)
         module.hold(n_cells=0, n_queue=0)
