@@ -327,6 +327,19 @@ def test_centres_that_are_released_are_paid_for(released: DPDCAN, trained: DPDCA
         trained.get_latent_representation(release="dp")
 
 
+def test_clusters_are_promised_only_where_their_centres_were_paid_for(released: DPDCAN, trained: DPDCAN) -> None:
+    said = [{g.output: g.guarantee for g in m.privacy_report().guarantees} for m in (released, trained)]
+    assert [g["clusters, probabilities of these cells"] for g in said] == ["joint", "local only"]
+    assert [g["embeddings of these cells"] for g in said] == ["joint", "joint"]
+    before = released.predict(soft=True)
+    local, released._local = released._local, None
+    try:
+        # Nothing local takes part in what is promised.
+        np.testing.assert_array_equal(released.predict(soft=True), before)
+    finally:
+        released._local = local
+
+
 def test_cells_are_made_from_what_was_paid_for(released: DPDCAN, trained: DPDCAN) -> None:
     out = released.generate(30, library_size=500, batch_size=8)
     assert out.shape == (30, 60)

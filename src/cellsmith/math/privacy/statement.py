@@ -130,7 +130,7 @@ class Statement:
         if self.unit == "cell":
             text += (
                 f"A donor with k cells is only bounded by k times epsilon, for example {10 * self.epsilon:.3g} for 10 "
-                "cells: nothing useful is said about donors. "
+                "cells, at a delta that grows faster still: nothing useful is said about donors. "
             )
         text += f"Genes: {self.panel_source or 'as given'}. Number of units: {self.n_units_policy}. "
         if self.reproducible_noise:

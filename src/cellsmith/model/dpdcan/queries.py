@@ -77,8 +77,9 @@ class QueryMixin:
         """Return centres and spread of the head in use."""
         if self._given["cluster_head"] == "dp":
             centers = self.module.centers.detach().cpu().double().numpy()
-            # The spread of the owner's cells is local; without them, that of the ball.
-            return centers, self._local.spread if self._local is not None else 1.0 / len(centers)
+            # From the released centres alone: the spread of the cells would be a statistic that nobody paid for.
+            apart = np.linalg.norm(centers[:, None] - centers, axis=2) + np.diag(np.full(len(centers), np.inf))
+            return centers, max(1e-12, float(apart.min(axis=1).mean()) / 2)
         if self._local is None:
             raise NotTrainedError(
                 "Clusters of this model were local, and were stripped when it was saved. Embed the cells and cluster "

@@ -89,8 +89,11 @@ def _guarantees(model: Any) -> tuple[Guarantee, ...]:
             "private" if made else "not there",
             "from decoder and density, both paid for" if made else "needs a decoder and latent_density",
         ),
+        Guarantee("embeddings of these cells", "joint", "private towards everybody but the cell itself"),
         Guarantee(
-            "embeddings, clusters, probabilities of these cells", "joint", "private towards all but the cell itself"
+            "clusters, probabilities of these cells",
+            "joint" if paid_head else "local only",
+            "nearest private centre" if paid_head else "the local head saw all cells without noise",
         ),
         Guarantee("embeddings of new cells", "private", "cost the training cells nothing more"),
         Guarantee("loss curves, agreement with labels, settings tuned on these cells", "none", "not kept"),
