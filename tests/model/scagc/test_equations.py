@@ -21,6 +21,14 @@ def test_input_does_not_change_when_counts_and_size_factor_double() -> None:
     torch.testing.assert_close(eq.log_input(2 * x, torch.tensor([[2.0]])), torch.log1p(x))
 
 
+def test_relative_error_is_one_for_zero_and_zero_for_the_target() -> None:
+    target = torch.randn(5, 3)
+    assert float(eq.relative_error(torch.zeros(5, 3), target)) == pytest.approx(1.0)
+    assert float(eq.relative_error(target, target)) == 0.0
+    far = torch.tensor([[100.0, 0.5]])
+    assert float(eq.relative_error(far - 1.0, far)) < 0.02  # one far cell does not count for 10,000
+
+
 def test_noise_falls_by_a_cosine_to_a_tenth_and_is_constant_where_it_starts_below() -> None:
     assert eq.noise_at(0.0, 1.0) == 1.0
     assert eq.noise_at(0.5, 1.0) == pytest.approx(0.55)

@@ -27,7 +27,8 @@ def test_graph_is_symmetric_connected_and_has_k_choices_a_cell(model: SCAGC) -> 
     assert graph.diagonal().sum() == 0
     assert sparse.csgraph.connected_components(graph)[0] == 1
     np.testing.assert_array_equal(graph.indices, lengths.indices)
-    assert graph.data.min() > 0 and graph.data.max() == pytest.approx(1.0)
+    assert graph.data.min() > 0
+    assert graph.data.max() == pytest.approx(1.0)
     assert lengths.data.min() >= 1e-6
     # k counts other cells (the released code has k - 1 of them)
     chosen = model.get_edge_probabilities(n_draws=4)
@@ -36,9 +37,10 @@ def test_graph_is_symmetric_connected_and_has_k_choices_a_cell(model: SCAGC) -> 
     assert np.diff(graph.indptr).min() >= 6
 
 
-def test_distances_are_chords_of_the_centred_latents(model: SCAGC) -> None:
+def test_distances_are_chords_of_what_cells_are_alone(model: SCAGC) -> None:
     lengths = model.get_learned_graph(kind="distances").tocoo()
-    z = model.get_latent() - model.get_latent().mean(axis=0)
+    alone = model.module.fitted.alone.numpy()
+    z = alone - alone.mean(axis=0)
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
     np.testing.assert_allclose(lengths.data, np.linalg.norm(unit[lengths.row] - unit[lengths.col], axis=1), atol=1e-4)
 
@@ -60,10 +62,12 @@ def test_soft_clusters_sum_to_one_and_name_the_cells(model: SCAGC) -> None:
     assert (proba.to_numpy().argmax(1) == labels.cat.codes).mean() > 0.9
 
 
-def test_degree_report_compares_hubs(model: SCAGC) -> None:
+def test_degree_report_compares_hubs_and_the_penalty_takes_them_away(cells: Cells, fitted: Fit) -> None:
+    model = fitted(cells(150), n_candidates=50, n_neighbors=8, train={"max_epochs": 0})
     report = model.get_degree_report()
     assert list(report.index) == ["learned", "knn"]
-    assert report.loc["learned", "degree_cv"] < report.loc["knn", "degree_cv"]
+    assert report.loc["learned", "degree_cv"] < 0.8 * report.loc["knn", "degree_cv"]
+    assert report.loc["learned", "largest_in_degree"] < report.loc["knn", "largest_in_degree"]
     assert len(report.loc["knn", "hubs"]) == 10
 
 
@@ -82,7 +86,6 @@ def test_written_graph_serves_scanpy_and_survives_files(model: SCAGC, tmp_path: 
     assert block["params"]["method"] == "umap"
     assert set(adata.obs) >= {"mine", "mine_confidence", "mine_margin", "mine_entropy"}
     assert block["provenance"]["learned_graph_claim"] in ("clustering", "hubness")
-    assert block["graph"]["degree_cv"] < block["graph"]["knn_degree_cv"]
     del adata.uns["_scvi_uuid"], adata.uns["_scvi_manager_uuid"]
     adata.write_h5ad(tmp_path / "a.h5ad")
     adata.write_zarr(tmp_path / "a.zarr")
@@ -135,7 +138,8 @@ def test_expression_sums_to_the_library_and_follows_the_batch(model: SCAGC) -> N
 
 def test_generated_cells_have_the_condition_and_library(model: SCAGC) -> None:
     made = model.generate(40, condition={"cluster": "1", "batch": "batch_0"}, library_size=300)
-    assert (made.obs["scagc"] == "1").all() and (made.obs["batch"] == "batch_0").all()
+    assert (made.obs["scagc"] == "1").all()
+    assert (made.obs["batch"] == "batch_0").all()
     assert made.obs["is_synthetic"].all()
     assert made.X.sum(axis=1).mean() == pytest.approx(300, rel=0.2)
     np.testing.assert_array_equal(
@@ -146,7 +150,7 @@ def test_generated_cells_have_the_condition_and_library(model: SCAGC) -> None:
     assert list(model.generate(conditions=rows).obs["scagc"]) == ["0", "1", "0"]
     with pytest.raises(SetupError, match="No training cell has cluster='9'"):
         model.generate(3, condition={"cluster": "9"})
-    with pytest.raises(SetupError, match="no registered column. Did you mean 'batch'"):
+    with pytest.raises(SetupError, match=r"no registered column\. Did you mean 'batch'"):
         model.generate(3, condition={"batches": "batch_0"})
     again = model.posterior_predictive_sample(indices=[0, 1, 2], n_samples=2)
     assert again.shape == (3, 40, 2)
@@ -162,6 +166,7 @@ def test_mudata_results_go_into_the_modality(cells: Cells, fitted: Fit) -> None:
     model = SCAGC(mdata, n_hidden=8, n_latent=3, n_neighbors=5, n_candidates=10)
     model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
     model.write()
-    assert "scagc" in mdata.mod["rna"].obs and "scagc_connectivities" in mdata.mod["rna"].obsp
+    assert "scagc" in mdata.mod["rna"].obs
+    assert "scagc_connectivities" in mdata.mod["rna"].obsp
     assert "X_scagc" not in mdata.mod["adt"].obsm
     assert model.map_query(mdata).latent.shape == (60, 3)

@@ -70,7 +70,7 @@ def test_a_batch_of_all_cells_equals_the_exact_pass_in_value_and_gradient() -> N
     tables, weights = tables_of(), weights_of()
     h = torch.randn(40, 6, requires_grad=True)
     rows = torch.randperm(40)
-    own, hard = tables.draw_rows(rows, tables.z[rows], which=0)
+    own, hard = tables.draw_rows(rows, tables.alone[rows], which=0)
     edges = tables.batch_edges(rows, only_selected=False)
     values, degree = tables.batch_weights(rows, edges, own=own)
     z, _ = tables.filter_rows(rows, edges, values, h=h[rows], **weights)
@@ -123,6 +123,25 @@ def test_one_stale_row_changes_only_its_neighbours() -> None:
         assert torch.allclose(z, tables.z[rows], atol=1e-4) != bool(neighbours[cell])
 
 
+def test_temperature_follows_the_gaps_between_cells() -> None:
+    """Contracted latents would else be drawn from at random."""
+    tables = tables_of()
+    tables.scale_temperature()
+    assert tables.temperature == pytest.approx(RULE.edge_temperature)
+    tables.alone = tables.alone + 100.0 * torch.tensor([1.0, 0.0, 0.0])  # a cone, before centring
+    tables.center = torch.zeros(3)
+    tables.scale_temperature()
+    assert tables.temperature < 0.01 * RULE.edge_temperature
+
+
+def test_cells_choose_by_what_they_are_alone_and_not_by_smoothed_latents() -> None:
+    tables, weights = tables_of(), weights_of()
+    tables.recompute(torch.randn(40, 6), **weights)
+    before = tables.logits()
+    tables.z = torch.randn_like(tables.z)
+    torch.testing.assert_close(tables.logits(), before)
+
+
 def test_degree_spread_does_not_rise_with_the_penalty_on_hubs() -> None:
     spreads = []
     for penalty in (0.0, 0.5, 2.0):
@@ -163,6 +182,7 @@ def test_a_training_step_forms_no_array_of_cells_by_cells(n: int) -> None:
         module.tables.select(1.0, noise)
         module.tables.recompute(torch.randn(n, 8), hop_weights=module.hop_weights, bias=module.hop_bias)
         rows = torch.from_numpy(generator.choice(n, 256, replace=False))
-        batch = {"X": torch.poisson(torch.full((256, 30), 1.0)), "rows": rows, "batch": torch.zeros(256, 1)}
+        counts = torch.poisson(torch.full((256, 30), 2.0))
+        batch = {"X": counts, "seen": (counts / 2).floor(), "rows": rows, "batch": torch.zeros(256, 1)}
         module.loss_learned(batch, weights={"graph": 0.3, "contrast": 0.1}).loss.backward()
     assert 0 < seen.largest < n * n / 20

@@ -31,7 +31,7 @@ PAPER = {
     "n_neighbors": (15, 15),
     "graph": ("learned", "learned"),
     "edge_temperature": (0.05, 1.0),
-    "relaxation_temperature": (0.5, 0.5),
+    "relaxation_temperature": (5.0, 0.5),
     "noise_scale": (1.0, 1.0),
     "hub_penalty": (0.5, 0.0),
     "gene_likelihood": ("nb", "zinb"),
@@ -44,7 +44,7 @@ PAPER = {
     "cluster_head": ("none", "dec"),
     "cluster_weight": (1.5, 1.5),
 }
-WHOLE = ("n_hidden", "n_layers", "n_latent", "n_neighbors", "n_candidates", "graph_refresh", "n_negatives")
+WHOLE = ("n_hidden", "n_layers", "n_latent", "n_neighbors", "n_candidates", "n_negatives")
 POSITIVE = ("edge_temperature", "relaxation_temperature", "contrast_temperature")
 NOT_NEGATIVE = ("noise_scale", "hub_penalty", "graph_weight", "first_weight", "contrast_weight", "cluster_weight")
 

@@ -5,9 +5,9 @@ claims edges drawn by a Gumbel softmax, a relief of hubs, a graph network, a ZIN
 states of the graph. The numbers S1 to S13 are this package's own; ``DEVIATIONS`` lists what differs and why.
 
 Symbols: n cells, G genes, b cells of a batch, M candidates a cell, k neighbours a cell, K hops, C clusters, d latent
-dimensions; x (n, G) counts, s (n,) size factors with median 1; h hidden rows of the encoder; z (n, d) latents; c(i) the
-candidates of cell i; l (n, M) logits of the edges, w (n, M) which of them are selected, a the weights of undirected
-edges, D degrees. Losses are means, in nats.
+dimensions; x (n, G) counts, s (n,) size factors with median 1; h hidden rows of the encoder; e (n, d) what cells are
+alone, z (n, d) latents, smoothed over the graph; c(i) the candidates of cell i; l (n, M) logits of the edges, w (n, M)
+which of them are selected, a the weights of undirected edges, D degrees. Losses are means, in nats.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from cellsmith.math import assign, graph
 from cellsmith.math.contrast import info_nce
@@ -132,8 +132,11 @@ def reconstruction(
 
 
 def relative_error(z: Tensor, target: Tensor) -> Tensor:
-    """S10b: mean squared error over the mean square of the target, both (n, d'); 1 for a prediction of 0."""
-    return (z - target).square().mean() / target.square().mean().clamp_min(1e-12)
+    """S10b: Huber loss (quadratic up to 1) over that of a prediction of 0, for (n, d') in units of the spread.
+
+    A few cells lie far out in components that they alone make; squares would let them steer every step.
+    """
+    return smooth_l1_loss(z, target) / smooth_l1_loss(torch.zeros_like(target), target).clamp_min(1e-12)
 
 
 def edge_cross_entropy(positive: Tensor, negative: Tensor, *, is_negative: Tensor) -> Tensor:

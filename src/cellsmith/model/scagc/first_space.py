@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-
 from torch import Tensor
 
 from cellsmith.math import graph
@@ -119,7 +118,9 @@ class FirstTarget:
     def __call__(self, counts: Tensor, rows: Tensor) -> Tensor:
         """Return targets (b, d') of some cells from counts (b, G); from their rows where an embedding is given."""
         if self._axes is None:
-            return self._table[rows]
+            return self._table[rows.to(self._table.device)].to(rows.device)
+        if self._axes["mean"].device != counts.device:
+            self._axes = {name: value.to(counts.device) for name, value in self._axes.items()}
         axes = self._axes
         x = counts[:, axes["genes"]]
         mu = x.sum(dim=1, keepdim=True) * axes["shares"]

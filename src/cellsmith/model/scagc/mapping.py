@@ -125,31 +125,24 @@ class MappingMixin:
     @torch.no_grad()
     def _place(self, counts: sparse.csr_matrix, factor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return latents (b, d), neighbours (b, k) and weights (b, k) of some cells (b, G)."""
-        module, fitted = self.module.eval(), self.module.fitted
-        m, k = fitted.candidates.shape[1], self.n_neighbors_
-        z_all, center = fitted.z.cpu(), fitted.center.cpu()
+        module, fitted, k = self.module.eval(), self.module.fitted, self.n_neighbors_
         if self.is_untrained_:
-            h, z = None, torch.from_numpy(self._place_untrained(counts))
-            near = z
+            alone = torch.from_numpy(self._place_first(counts))
         else:
             tensors = {REGISTRY_KEYS.X_KEY: csr_tensor(counts)}
             if factor is not None:
                 tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] = torch.from_numpy(factor)
             h = module.hidden({name: value.to(module.device) for name, value in tensors.items()})
-            near = module.alone(h).cpu()
-            z = near
-        listed = graph.cross_knn(near.numpy(), fitted.alone.cpu().numpy(), m, exact_below=50_000, seed=0)[0]
-        listed = torch.from_numpy(listed.astype(np.int64))
-        # Smoothing by the neighbours of e, then by those of that result, as in training.
-        for _ in range(2 if h is not None and len(fitted.hops) else 0):
-            chosen, _ = self._query_edges(z, listed, z_all, center, k)
-            z = self._smooth_query(h, torch.gather(listed, 1, chosen))
-        if h is not None and not len(fitted.hops):
-            z = (h @ module.hop_weights[0] + module.hop_bias).cpu()
-        chosen, weights = self._query_edges(z, listed, z_all, center, k)
-        return z.numpy(), torch.gather(listed, 1, chosen).numpy(), weights.numpy()
+            alone = module.alone(h).cpu() if len(fitted.hops) else (h @ module.hop_weights[0] + module.hop_bias).cpu()
+        m = fitted.candidates.shape[1]
+        found = graph.cross_knn(alone.numpy(), fitted.alone.cpu().numpy(), m, exact_below=50_000, seed=0)[0]
+        listed = torch.from_numpy(found.astype(np.int64))
+        chosen, weights = self._query_edges(alone, listed, k)
+        neighbors = torch.gather(listed, 1, chosen)
+        z = self._smooth_query(h, neighbors) if len(fitted.hops) else alone
+        return z.numpy(), neighbors.numpy(), weights.numpy()
 
-    def _place_untrained(self, counts: sparse.csr_matrix) -> np.ndarray:
+    def _place_first(self, counts: sparse.csr_matrix) -> np.ndarray:
         fitted = self.module.fitted
         axes = {name[5:]: value.cpu().numpy() for name, value in fitted.named_buffers() if name.startswith("axis_")}
         if not axes:
@@ -159,16 +152,17 @@ class MappingMixin:
             )
         return place_counts(counts, axes)
 
-    def _query_edges(self, z: Tensor, listed: Tensor, others: Tensor, center: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _query_edges(self, alone: Tensor, listed: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the places (b, k) of the best candidates of new cells, best first, and their weights."""
-        flat = listed.reshape(-1)
+        fitted, flat = self.module.fitted, listed.reshape(-1)
+        center = fitted.center.cpu()
         logits = graph.edge_logits(
-            z - center,
+            alone - center,
             torch.arange(flat.numel()).reshape(listed.shape),
-            others[flat] - center,
-            edge_temperature=float(self.module.fitted.temperature),
+            fitted.alone.cpu()[flat] - center,
+            edge_temperature=float(fitted.temperature),
             hub_penalty=self._hub_penalty(),
-            in_degrees=self.module.fitted.in_degree.cpu()[flat],
+            in_degrees=fitted.in_degree.cpu()[flat],
             k=k,
         )
         top = logits.topk(k, dim=1)

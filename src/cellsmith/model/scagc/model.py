@@ -61,8 +61,6 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
         Scale of the Gumbel noise at the start of training; 0: no noise.
     hub_penalty
         How much a cell loses that many others choose, logits; 0: nothing.
-    graph_refresh
-        Epochs between two searches for candidates.
     gene_likelihood
         "nb" or "zinb".
     dispersion
@@ -124,10 +122,9 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
         n_candidates: int = 50,
         graph: str = "learned",
         edge_temperature: float = 0.05,
-        relaxation_temperature: float = 0.5,
+        relaxation_temperature: float = 5.0,
         noise_scale: float = 1.0,
         hub_penalty: float = 0.5,
-        graph_refresh: int = 5,
         gene_likelihood: str = "nb",
         dispersion: str = "gene",
         dropout_rate: float = 0.1,
@@ -156,7 +153,7 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
         self._variant, self._graph = variant, given["graph"]
         self._rule = {name: float(given[name]) for name in ("edge_temperature", "relaxation_temperature")}
         self._hub = float(given["hub_penalty"])
-        self._noise_scale, self._graph_refresh = float(given["noise_scale"]), int(given["graph_refresh"])
+        self._noise_scale = float(given["noise_scale"])
         self._weights = {name: float(given[f"{name}_weight"]) for name in ("first", "graph", "contrast", "cluster")}
         self._cluster_head, self._n_clusters = given["cluster_head"], given["n_clusters"]
         self._n_levels = _levels(self.registry)

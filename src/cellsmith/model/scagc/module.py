@@ -18,10 +18,12 @@ from cellsmith.nn.autoencoder import Decoded, dense, row_totals
 from cellsmith.nn.heads import RateHead
 from cellsmith.nn.mlp import MLP
 
-__all__ = ["ROWS_KEY", "CountDecoder", "FittedTables", "GraphModule", "SCAGCModule"]
+__all__ = ["ROWS_KEY", "SEEN_KEY", "CountDecoder", "FittedTables", "GraphModule", "SCAGCModule"]
 
 # Key under which a batch holds the positions of its cells among all.
 ROWS_KEY = "rows"
+# Key of the counts that the encoder sees in training, half of every cell's molecules.
+SEEN_KEY = "seen"
 # Key of libraries that are not the totals of a batch, but of a part of its counts.
 LIBRARY_KEY = "library"
 N_SCORE = 32
@@ -95,7 +97,7 @@ class GraphModule(BaseModuleClass):
         self.partners: Tensor | None = None
         self.target_sizes: Tensor | None = None
         self.negatives: torch.Generator | None = None
-        self.first: Any = None
+        self.first_target: Any = None
 
     def library(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return size factor x median total (n,), counts: the totals themselves where no size factor is registered."""
@@ -187,7 +189,7 @@ class SCAGCModule(GraphModule):
         """Return the level of every registered column, (n, C)."""
         n = tensors[REGISTRY_KEYS.X_KEY].shape[0]
         if not self.n_levels:
-            return torch.zeros(n, 0, dtype=torch.long)
+            return torch.zeros(n, 0, dtype=torch.long, device=self.median_total.device)
         extra = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
         columns = [tensors[REGISTRY_KEYS.BATCH_KEY].reshape(n, 1)] + ([] if extra is None else [extra])
         return torch.cat(columns, dim=1).long()
@@ -201,23 +203,17 @@ class SCAGCModule(GraphModule):
         """S8: e = h sum_k W_k + b (n, d), the latent of a cell whose neighbours equal itself."""
         return h @ self.hop_weights.sum(dim=0) + self.hop_bias
 
-    def halves(
-        self, tensors: Mapping[str, Tensor], generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """S10: split the counts of a batch molecule by molecule: what the encoder sees, and what is to be predicted.
+    def halves(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """S10: what the encoder sees of the counts of a batch, and the rest, which is to be predicted.
 
         The halves of Poisson counts are independent given the cell's state: noise of single molecules cannot be learnt
-        by heart, which autoencoders of a few thousand cells do otherwise.
+        by heart, which autoencoders of a few thousand cells do otherwise. The stored rows of all cells come from the
+        same halves, so that nothing of the rest returns to a cell by way of its neighbours.
         """
-        x, library = tensors[REGISTRY_KEYS.X_KEY], self.library(tensors)
-        # a coin for every molecule; of sparse counts only the nonzero entries are drawn
-        values = x if x.layout is torch.strided else x.values()
-        seen = torch.binomial(values.float(), torch.full_like(values, 0.5, dtype=torch.float32), generator=generator)
-        total, parts = row_totals(x).float().clamp(min=1.0), []
-        for part in (seen, values - seen):
-            if x.layout is not torch.strided:
-                part = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), part, x.shape, check_invariants=False)
-            own = library * row_totals(part).clamp(min=1.0) / total
+        x, seen = (dense(tensors[key]).float() for key in (REGISTRY_KEYS.X_KEY, SEEN_KEY))
+        library, total, parts = self.library(tensors), x.sum(dim=1).clamp(min=1.0), []
+        for part in (seen, x - seen):
+            own = library * part.sum(dim=1).clamp(min=1.0) / total
             parts.append({**tensors, REGISTRY_KEYS.X_KEY: part, LIBRARY_KEY: own})
         return parts[0], parts[1]
 
@@ -228,16 +224,16 @@ class SCAGCModule(GraphModule):
     ) -> LossOutput:
         """S10, and S11 where it has a weight, on the graph as it is selected: the warm-up, and the fixed graphs."""
         rows = tensors[ROWS_KEY]
-        seen, rest = self.halves(tensors, generator)
+        seen, rest = self.halves(tensors)
         h = self.hidden(seen)
         if self.tables is None:
             z = h @ self.hop_weights[0] + self.hop_bias
             found = {"reconstruction": self._reconstruction(z, rest), **self._first_term(z, rest)}
             return self._sum(found, weights, len(rows))
-        edges = self.tables.batch_edges(rows, only_selected=True)
+        edges = self.tables.to(rows.device).batch_edges(rows, only_selected=True)
         z, hops = self._smooth(rows, edges, self.tables.batch_weights(rows, edges)[0], h)
         if self.training:
-            self.tables.store_rows(rows, z, hops)
+            self.tables.store_rows(rows, z, hops, alone=self.alone(h))
         found = {"reconstruction": self._reconstruction(z, rest), **self._first_term(z, rest)}
         if weights.get("graph"):
             chosen = self.tables.selected[0, rows].float()
@@ -248,18 +244,15 @@ class SCAGCModule(GraphModule):
         self, tensors: Mapping[str, Tensor], *, weights: Mapping[str, float], generator: torch.Generator | None = None
     ) -> LossOutput:
         """S10 to S13 on two draws of the graph; in evaluation on the graph without noise."""
-        rows, tables = tensors[ROWS_KEY], self.tables
-        seen, rest = self.halves(tensors, generator)
+        rows = tensors[ROWS_KEY]
+        seen, rest = self.halves(tensors)
         h = self.hidden(seen)
-        # The latents that draw the graph: those on the graph as it was last drawn.
-        known = tables.batch_edges(rows, only_selected=True)
-        first = self._smooth(rows, known, tables.batch_weights(rows, known)[0], h)[0]
-        z, drawn, edges = self._draw(rows, first, h, which=0)
+        z, drawn, edges = self._draw(rows, h, which=0)
         found = {"reconstruction": self._reconstruction(z, rest), **self._first_term(z, rest)}
         if weights.get("graph"):
             found["graph"] = self._graph_term(z, rows, drawn, generator)
         if weights.get("contrast") and self.training and len(rows) > 1:
-            other = self._draw(rows, first, h, which=1)[0]
+            other = self._draw(rows, h, which=1)[0]
             keep, partner = self._negatives(rows, edges), self._partners(rows)
             found["contrast"] = eq.contrast(z, other, temperature=self.contrast_temperature, keep=keep, partner=partner)
         if self.centers is not None and weights.get("cluster"):
@@ -268,17 +261,21 @@ class SCAGCModule(GraphModule):
             found["cluster"] = assign.row_divergence(p, q)
         return self._sum(found, weights, len(rows))
 
-    def _draw(self, rows: Tensor, z: Tensor, h: Tensor, *, which: int) -> tuple[Tensor, Tensor, BatchEdges]:
-        """Draw the edges of a batch by its latents and smooth over them; in training the tables learn of it."""
-        tables = self.tables
-        own, hard = tables.draw_rows(rows, z, which=which if self.training else None)
+    def _draw(self, rows: Tensor, h: Tensor, *, which: int) -> tuple[Tensor, Tensor, BatchEdges]:
+        """Draw the edges of a batch and smooth over them; in training the tables learn of it.
+
+        Cells choose by what they are alone: smoothed latents are like those of their neighbours by construction, and a
+        graph that is drawn from them confirms itself.
+        """
+        tables, alone = self.tables.to(rows.device), self.alone(h)
+        own, hard = tables.draw_rows(rows, alone, which=which if self.training else None)
         edges = tables.batch_edges(rows, which=which, only_selected=False)
         edge_weights, degree = tables.batch_weights(rows, edges, which=which, own=own)
         smooth, hops = self._smooth(rows, edges, edge_weights, h)
         if self.training:
             tables.store_selection(rows, hard, degree, which=which)
             if which == 0:
-                tables.store_rows(rows, smooth, hops)
+                tables.store_rows(rows, smooth, hops, alone=alone)
         return smooth, hard, edges
 
     def _smooth(self, rows: Tensor, edges: BatchEdges, edge_weights: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,9 +293,9 @@ class SCAGCModule(GraphModule):
 
     def _first_term(self, z: Tensor, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """S10b: how far the latents are from the first coordinates of the half that the encoder did not see."""
-        if self.first is None:
+        if self.first_target is None:
             return {}
-        target = self.first(dense(rest[REGISTRY_KEYS.X_KEY]), rest[ROWS_KEY])
+        target = self.first_target(dense(rest[REGISTRY_KEYS.X_KEY]), rest[ROWS_KEY])
         return {"first": eq.relative_error(z[:, : target.shape[1]], target)}
 
     def _graph_term(self, z: Tensor, rows: Tensor, chosen: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -308,7 +305,8 @@ class SCAGCModule(GraphModule):
         k = tables.rule.n_neighbors
         slots = chosen.topk(k, dim=1).indices
         source = generator if generator is not None else self.negatives
-        drawn = torch.randint(tables.n_cells, (len(rows), k * self.n_negatives), generator=source)
+        shape = (len(rows), k * self.n_negatives)
+        drawn = torch.randint(tables.n_cells, shape, generator=source, device=source.device).to(rows.device)
         ordered = listed.sort(dim=1).values
         place = torch.searchsorted(ordered, drawn).clamp(max=ordered.shape[1] - 1)
         is_negative = (torch.gather(ordered, 1, place) != drawn) & (drawn != rows[:, None])
@@ -324,7 +322,7 @@ class SCAGCModule(GraphModule):
 
     def _negatives(self, rows: Tensor, edges: BatchEdges) -> Tensor:
         """S12: which cells of the batch may be negatives of which: those that are no candidates, either way."""
-        keep = torch.ones(len(rows), len(rows), dtype=torch.bool)
+        keep = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device)
         inside = edges.place >= 0
         keep[edges.row[inside], edges.place[inside]] = False
         keep[edges.place[inside], edges.row[inside]] = False
@@ -334,9 +332,10 @@ class SCAGCModule(GraphModule):
         """S12: one mutual neighbour in another sample batch that is here as well, (b,), -1 for none."""
         if self.partners is None:
             return None
-        found, listed = torch.full((len(rows),), -1), self.partners[rows]
-        place = torch.full((self.tables.n_cells + 1,), -1)
-        place[rows] = torch.arange(len(rows))
+        self.partners = self.partners.to(rows.device)
+        found, listed = torch.full_like(rows, -1), self.partners[rows]
+        place = rows.new_full((self.tables.n_cells + 1,), -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
         for column in range(listed.shape[1] - 1, -1, -1):
             here = place[listed[:, column]]  # -1, no partner, reads the last place, which is empty
             found = torch.where(here >= 0, here, found)

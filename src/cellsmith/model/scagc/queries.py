@@ -86,7 +86,8 @@ class QueryMixin:
         Parameters
         ----------
         kind
-            "connectivities": weights in (0, 1]; "distances": sqrt(2 - 2 cos) of the centred latents, at least 1e-6.
+            "connectivities": weights in (0, 1]; "distances": sqrt(2 - 2 cos) of what cells are
+            alone (S8), centred; at least 1e-6.
 
         Returns
         -------
@@ -145,7 +146,7 @@ class QueryMixin:
         return graph.table_matrix(self.module.fitted.candidates.cpu().numpy(), (found / n_draws).numpy(), len(logits))
 
     def get_degree_report(self) -> pd.DataFrame:
-        """Compare the hubs of the graph with those of the k nearest cells on the same latents.
+        """Compare the hubs of the graph with those of the k nearest cells in the space that it is drawn in.
 
         Returns
         -------
@@ -162,7 +163,7 @@ class QueryMixin:
         fitted, k = self.module.fitted, self.n_neighbors_
         candidates = fitted.candidates.cpu().numpy()
         best = self._fitted_logits().topk(k, dim=1).indices.numpy()
-        nearest_cells = graph.knn_table(fitted.z.cpu().numpy(), k, exact_below=50_000, seed=0)[0]
+        nearest_cells = graph.knn_table(fitted.alone.cpu().numpy(), k, exact_below=50_000, seed=0)[0]
         tables = {"learned": np.take_along_axis(candidates, best, axis=1), "knn": nearest_cells}
         names, rows = self.reference_, {}
         for name, table in tables.items():
@@ -232,7 +233,7 @@ class QueryMixin:
         """S3: logits (n, M) of the fitted latents, without noise."""
         fitted = self.module.fitted
         return graph.edge_logits(
-            (fitted.z - fitted.center).cpu(),
+            (fitted.alone - fitted.center).cpu(),
             fitted.candidates.cpu(),
             edge_temperature=float(fitted.temperature),
             hub_penalty=self._hub_penalty(),

@@ -23,8 +23,8 @@ COMMON: dict[str, Any] = {"batch_size": 512, "between": "next_epoch"}
 
 
 def number_of_epochs(n_cells: int) -> int:
-    """Return E: 200 passes up to 20,000 cells, fewer beyond, at least 40."""
-    return min(200, max(40, round(200 * 20_000 / n_cells)))
+    """Return E: 100 passes up to 20,000 cells, fewer beyond, at least 40."""
+    return min(100, max(40, round(100 * 20_000 / n_cells)))
 
 
 def noisy_share(noise_scale: float) -> float:

@@ -58,7 +58,7 @@ class GraphTables:
     ----------
     candidates
         (n, M) candidates of every cell.
-    z
+    first
         (n, d') coordinates that the first edges are scored by.
     rule
         How edges are scored.
@@ -66,22 +66,23 @@ class GraphTables:
         K and d.
     """
 
-    def __init__(self, candidates: np.ndarray, z: Tensor, *, rule: Rule, n_hops: int, n_latent: int) -> None:
+    def __init__(self, candidates: np.ndarray, first: Tensor, *, rule: Rule, n_hops: int, n_latent: int) -> None:
         n = len(candidates)
         self.rule, self.n_cells = rule, n
         self.hops = torch.zeros(n_hops, n, n_latent)
-        self.z, self.center = z, z.mean(dim=0)
+        self.z = torch.zeros(n, n_latent)
+        self.alone, self.center = first, first.mean(dim=0)
         self.in_degree = torch.full((n,), float(rule.n_neighbors))
         self.temperature = rule.edge_temperature
         self.noise: tuple[Tensor | None, Tensor | None] = (None, None)
         self.noise_scale, self.is_fixed = 0.0, True
         self._position = torch.full((n,), -1, dtype=torch.long)
         self.set_candidates(candidates)
-        self._first_gap = eq.cosine_gap(z - self.center, self.candidates)
+        self._first_gap = eq.cosine_gap(first - self.center, self.candidates)
 
     def scale_temperature(self) -> None:
         """S3: keep the temperature in units of the gaps between the latents as they are now."""
-        gap = eq.cosine_gap(self.z - self.center, self.candidates)
+        gap = eq.cosine_gap(self.alone - self.center, self.candidates)
         self.temperature = eq.scaled_temperature(self.rule.edge_temperature, gap, self._first_gap)
 
     # --- S2: candidates and pairs ---------------------------------------------------------------------------------
@@ -100,12 +101,21 @@ class GraphTables:
         self.selected = torch.zeros(2, *self.candidates.shape, dtype=torch.bool)
         self.degree = torch.ones(2, self.n_cells)
 
+    def to(self, device: torch.device) -> GraphTables:
+        """Move everything to a device, where it is not there yet."""
+        if self.alone.device != device:
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(device))
+            self.pairs = graph.Pairs(*(part.to(device) for part in self.pairs))
+        return self
+
     # --- S3 to S7 over all cells, without gradient ----------------------------------------------------------------
 
     @torch.no_grad()
     def logits(self, rows: slice = slice(None)) -> Tensor:
-        """S3: logits (n, M) of the stored latents."""
-        centred = self.z - self.center
+        """S3: logits (n, M) of the latents that every cell has alone."""
+        centred = self.alone - self.center
         return graph.edge_logits(
             centred[rows],
             self.candidates[rows],
@@ -160,7 +170,7 @@ class GraphTables:
     def selected_pairs(self) -> np.ndarray:
         """Return the directed selection as sorted numbers i n + j, for comparing two of them."""
         rows, slots = torch.nonzero(self.selected[0], as_tuple=True)
-        return np.sort((rows * self.n_cells + self.candidates[rows, slots].long()).numpy())
+        return np.sort((rows * self.n_cells + self.candidates[rows, slots].long()).cpu().numpy())
 
     @torch.no_grad()
     def recompute(self, h: Tensor, *, hop_weights: Tensor, bias: Tensor) -> None:
@@ -169,17 +179,18 @@ class GraphTables:
         used = weights > 0
         pairs = graph.Pairs(*(part[used] for part in self.pairs))
         weights = graph.edge_normalise(weights[used], pairs, n_cells=self.n_cells, degrees=self.degree[0])
+        self.alone = h @ hop_weights.sum(dim=0) + bias
+        self.center = self.alone.mean(dim=0)
         self.z, self.hops = batch_hops(
             h,
             weights,
             pair_pattern(pairs.row, pairs.col, n_cells=self.n_cells),
             hop_weights=hop_weights,
             bias=bias,
-            outside=torch.zeros(0, dtype=torch.long),
+            outside=torch.zeros(0, dtype=torch.long, device=h.device),
             stored=self.hops,
             backend="csr",
         )
-        self.center = self.z.mean(dim=0)
 
     # --- the cells of a batch -------------------------------------------------------------------------------------
 
@@ -199,9 +210,11 @@ class GraphTables:
         start, stop = self._start[rows], self._start[rows + 1]
         length = stop - start
         row = torch.repeat_interleave(length)
-        entry = torch.arange(len(row)) + torch.repeat_interleave(start - (length.cumsum(0) - length), length)
+        entry = torch.arange(len(row), device=rows.device) + torch.repeat_interleave(
+            start - (length.cumsum(0) - length), length
+        )
         cell, slot, reverse = self._cell[entry].long(), self._slot[entry].long(), self._reverse[entry].long()
-        self._position[rows] = torch.arange(len(rows))
+        self._position[rows] = torch.arange(len(rows), device=rows.device)
         place = self._position[cell]
         self._position[rows] = -1
         selected = self.selected[which]
@@ -212,13 +225,13 @@ class GraphTables:
             kept = (slot >= 0) | back | ((place >= 0) & (reverse >= 0))
         return BatchEdges(*(part[kept] for part in (row, cell, place, slot, reverse)))
 
-    def draw_rows(self, rows: Tensor, z: Tensor, *, which: int | None) -> tuple[Tensor, Tensor]:
-        """S3 to S5: select anew for the cells of a batch by their current latents (b, d), with gradient.
+    def draw_rows(self, rows: Tensor, alone: Tensor, *, which: int | None) -> tuple[Tensor, Tensor]:
+        """S3 to S5: select anew for the cells of a batch by what they are alone (b, d), with gradient.
 
         Parameters
         ----------
-        rows, z
-            The cells and their latents.
+        rows, alone
+            The cells and their latents e.
         which
             Draw of the graph, with its noise; None: without noise.
 
@@ -229,9 +242,9 @@ class GraphTables:
         listed = self.candidates[rows].long()
         flat = listed.reshape(-1)
         logits = graph.edge_logits(
-            z - self.center,
-            torch.arange(flat.numel()).reshape(listed.shape),
-            self.z[flat] - self.center,
+            alone - self.center,
+            torch.arange(flat.numel(), device=flat.device).reshape(listed.shape),
+            self.alone[flat] - self.center,
             edge_temperature=self.temperature,
             hub_penalty=self.rule.hub_penalty,
             in_degrees=self.in_degree[flat],
@@ -262,7 +275,7 @@ class GraphTables:
         fresh = own[edges.place.clamp(min=0), edges.reverse_slot.clamp(min=0)]
         back = torch.where(edges.reverse_slot >= 0, torch.where(edges.place >= 0, fresh, cached), 0.0)
         weights = there + back - there * back
-        degree = torch.zeros(len(rows)).index_add(0, edges.row, weights)
+        degree = weights.new_zeros(len(rows)).index_add(0, edges.row, weights)
         root = degree.clamp(min=1e-8).rsqrt()
         stored = self.degree[which][edges.cell].clamp(min=1e-8).rsqrt()
         other = torch.where(edges.place >= 0, root[edges.place.clamp(min=0)], stored)
@@ -275,9 +288,9 @@ class GraphTables:
         pattern, outside = batch_pattern(edges.row, edges.cell, batch=rows, n_cells=self.n_cells)
         return batch_hops(h, weights, pattern, hop_weights=hop_weights, bias=bias, outside=outside, stored=self.hops)
 
-    def store_rows(self, rows: Tensor, z: Tensor, hops: Tensor) -> None:
-        """S9: write the fresh latents (b, d) and hops (K, b, d) of a batch back."""
-        self.z[rows] = z.detach()
+    def store_rows(self, rows: Tensor, z: Tensor, hops: Tensor, *, alone: Tensor) -> None:
+        """S9: write the fresh latents z and e (b, d) and hops (K, b, d) of a batch back."""
+        self.z[rows], self.alone[rows] = z.detach(), alone.detach()
         self.hops[:, rows] = hops
 
     def store_selection(self, rows: Tensor, hard: Tensor, degree: Tensor, *, which: int) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from cellsmith._errors import DataWarning, SetupError
 from cellsmith._rng import Streams
-from cellsmith.data.splits import scipy_counts
+from cellsmith.data.splits import csr_tensor, scipy_counts
 from cellsmith.math import graph
-from cellsmith.math.counts import library_totals
+from cellsmith.math.counts import binomial_thin, library_totals
 from cellsmith.model.scagc import equations as eq
 from cellsmith.model.scagc.clusters import choose_clusters
 from cellsmith.model.scagc.first_space import FirstSpace, FirstTarget, first_space, mutual_partners
-from cellsmith.model.scagc.module import ROWS_KEY, SCAGCModule
+from cellsmith.model.scagc.module import ROWS_KEY, SEEN_KEY, SCAGCModule
 from cellsmith.model.scagc.schedule import noisy_share
 from cellsmith.model.scagc.tables import GraphTables, Rule
 
@@ -27,8 +28,8 @@ __all__ = ["EpochKeeper", "IndexedCells", "TrainingMixin"]
 
 CHUNK = 2048
 SMALL_BATCH = 5
-# "settle" ends where fewer edges than this change, twice in a row.
-TURNOVER = 0.01
+# "settle" ends where fewer edges than this change between two checks, twice in a row.
+TURNOVER, CHECK_EVERY = 0.01, 5
 # "cluster" renews its target this often, and ends where fewer cells than this change cluster.
 TARGET_EVERY, LABEL_CHANGE = 8, 0.001
 
@@ -40,16 +41,24 @@ class IndexedCells:
     ----------
     reader
         :class:`cellsmith.data.splits.CellReader`.
+    counts
+        (n, G) the same counts.
     """
 
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
+    def __init__(self, reader: Any, counts: sparse.csr_matrix) -> None:
+        self._reader, self._counts = reader, counts
+        self._seen = counts
+
+    def split(self, generator: np.random.Generator | None) -> None:
+        """Draw anew which half of its molecules every cell shows (S10); None: all of them."""
+        self._seen = self._counts if generator is None else binomial_thin(self._counts, 0.5, generator=generator)
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, Tensor]:
-        return {**self._reader[indices], ROWS_KEY: torch.from_numpy(np.asarray(indices, dtype=np.int64))}
+        rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return {**self._reader[indices], ROWS_KEY: rows, SEEN_KEY: csr_tensor(self._seen[indices])}
 
 
 @dataclass
@@ -66,14 +75,14 @@ class EpochKeeper:
         Root of the randomness.
     stage
         Number of the stage, which selects its child of the stream "noise".
-    sample_batches
-        (n,) batch of every cell where candidates have quotas; None: none.
     noise
         Scale of the noise at the first and at the last epoch, as fractions of the cosine schedule; None: no noise.
     noise_scale
         Where that schedule starts.
-    refresh_every
-        Epochs between two tables of candidates; 0 keeps the first graph.
+    redraws
+        Whether the graph is drawn anew before every epoch; False keeps the first one.
+    thins
+        Whether cells show half of their molecules; False at the end, when nothing is predicted any more.
     renews_target
         Whether the stage trains the cluster head.
     """
@@ -82,10 +91,10 @@ class EpochKeeper:
     cells: IndexedCells
     streams: Streams
     stage: int
-    sample_batches: np.ndarray | None
     noise: tuple[float, float] | None = None
     noise_scale: float = 0.0
-    refresh_every: int = 0
+    redraws: bool = False
+    thins: bool = True
     renews_target: bool = False
     turnovers: list[float] = field(default_factory=list)
     _before: np.ndarray | None = None
@@ -94,29 +103,20 @@ class EpochKeeper:
     def __call__(self, epoch: int, n_epochs: int) -> bool:
         """Prepare epoch ``epoch`` of ``n_epochs``; answer whether the stage may end before it."""
         tables, module = self.module.tables, self.module
+        self.cells.split(self.streams.numpy("augment", 2, self.stage, epoch) if self.thins else None)
         if tables is None:
             return False
-        tables.recompute(self.hidden(), hop_weights=module.hop_weights, bias=module.hop_bias)
-        if self.refresh_every == 0:
+        tables.to(module.device).recompute(self.hidden(), hop_weights=module.hop_weights, bias=module.hop_bias)
+        if not self.redraws:
             return False
-        refreshes = epoch % self.refresh_every == 0
-        if refreshes:
-            m = tables.candidates.shape[1]
-            found = graph.candidate_table(
-                tables.z.cpu().numpy(),
-                m,
-                batches=self.sample_batches,
-                exact_below=50_000,
-                seed=self.streams.integer("init", 1),
-            )
-            tables.set_candidates(found)
         tables.scale_temperature()
         self._select(epoch, n_epochs)
         tables.move_in_degree()
         tables.recompute(self.hidden(), hop_weights=module.hop_weights, bias=module.hop_bias)
         if self.renews_target and epoch % TARGET_EVERY == 0:
             return self._renew_target()
-        return refreshes and self.noise is None and not self.renews_target and self._is_settled()
+        quiet = self.noise is None and not self.renews_target
+        return quiet and epoch % CHECK_EVERY == 0 and self._is_settled()
 
     def _select(self, epoch: int, n_epochs: int) -> None:
         tables = self.module.tables
@@ -149,14 +149,14 @@ class EpochKeeper:
 
     @torch.no_grad()
     def hidden(self) -> Tensor:
-        """S1: hidden rows of all cells (n, n_hidden), without dropout."""
+        """S1: hidden rows of all cells (n, n_hidden) by what they show, without dropout."""
         was_training = self.module.training
         self.module.eval()
         parts = []
         for start in range(0, len(self.cells), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(self.cells)))
             tensors = {k: v.to(self.module.device) for k, v in self.cells[rows].items() if v is not None}
-            parts.append(self.module.hidden(tensors))
+            parts.append(self.module.hidden(self.module.halves(tensors)[0]))
         self.module.train(was_training)
         return torch.cat(parts)
 
@@ -173,8 +173,8 @@ class TrainingMixin:
                 "SCAGC needs to know which cell is which, and a data module does not say. Type "
                 "SCAGC.setup_anndata(adata), SCAGC(adata), and train() without datamodule=."
             )
-        self._cells = IndexedCells(self._reader)
         counts = self._counts_in_memory()
+        self._cells = IndexedCells(self._reader, counts)
         self.module.median_total.fill_(float(np.median(library_totals(counts))))
         if REGISTRY_KEYS.SIZE_FACTOR_KEY in self.adata_manager.data_registry:
             factor = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float)
@@ -188,7 +188,7 @@ class TrainingMixin:
             self.module.partners = torch.from_numpy(found)
         self._turnovers: list[float] = []
         if self._variant == "default" and self._weights["first"] > 0:
-            self.module.first = FirstTarget(self._first, n_latent=self.module.n_latent)
+            self.module.first_target = FirstTarget(self._first, n_latent=self.module.n_latent)
         m, k = self._sizes()
         rule = Rule(k, self._rule["edge_temperature"], self._hub_penalty(), self._rule["relaxation_temperature"])
         found = graph.candidate_table(
@@ -196,6 +196,7 @@ class TrainingMixin:
         )
         z = torch.from_numpy(self._first.scores.astype(np.float32))
         self._first_gap = eq.cosine_gap(z - z.mean(dim=0), torch.from_numpy(found))
+        self._candidates = found
         if self._graph == "random":
             found = _rewired(found[:, :k], streams.numpy("init", 5))
         size = {"n_hops": self.module.n_hops, "n_latent": self.module.n_latent}
@@ -240,9 +241,7 @@ class TrainingMixin:
         module = self.module
         self._leave_keeper()
         module.negatives = streams.torch("sample", number)
-        module.keeper = EpochKeeper(
-            module, self._cells, streams, number, self._sample_batches(), noise_scale=self._noise_scale, **how
-        )
+        module.keeper = EpochKeeper(module, self._cells, streams, number, noise_scale=self._noise_scale, **how)
         module.keeper(0, 2)
         return self._cells
 
@@ -258,17 +257,17 @@ class TrainingMixin:
         return self._keep(streams, 1)
 
     def _start_graph(self, streams: Streams) -> IndexedCells:
-        return self._keep(streams, 1, noise=(0.0, noisy_share(self._noise_scale)), refresh_every=self._graph_refresh)
+        return self._keep(streams, 1, noise=(0.0, noisy_share(self._noise_scale)), redraws=True)
 
     def _start_anneal(self, streams: Streams) -> IndexedCells:
-        return self._keep(streams, 2, noise=(noisy_share(self._noise_scale), 1.0), refresh_every=self._graph_refresh)
+        return self._keep(streams, 2, noise=(noisy_share(self._noise_scale), 1.0), redraws=True)
 
     def _start_settle(self, streams: Streams) -> IndexedCells:
-        return self._keep(streams, 3, refresh_every=self._graph_refresh)
+        return self._keep(streams, 3, redraws=True)
 
     def _start_cluster(self, streams: Streams) -> IndexedCells:
-        self.module.centers.data.copy_(_means(self.module.tables.z, self._labels))
-        return self._keep(streams, 4, refresh_every=self._graph_refresh, renews_target=True)
+        self.module.centers.data.copy_(_means(self.module.tables.z.cpu(), self._labels))
+        return self._keep(streams, 4, redraws=True, renews_target=True)
 
     # --- stage "export" -------------------------------------------------------------------------------------------
 
@@ -278,22 +277,18 @@ class TrainingMixin:
         module = self.module
         self._leave_keeper()
         latents = self._exact_latents(streams)
-        z, k = latents["z"], self._sizes()[1]
-        center = z.mean(dim=0)
-        found = graph.candidate_table(
-            z.numpy(),
-            self._sizes()[0],
-            batches=self._sample_batches(),
-            exact_below=50_000,
-            seed=streams.integer("init", 1),
-        )
+        z, alone, k = latents["z"], latents["alone"], self._sizes()[1]
+        center = alone.mean(dim=0)
+        found = self._candidates
+        if self._variant == "paper" and not self.is_untrained_:
+            found = graph.candidate_table(alone.numpy(), self._sizes()[0], seed=streams.integer("init", 1))
         listed = torch.from_numpy(found)
-        gap = eq.cosine_gap(z - center, listed)
+        gap = eq.cosine_gap(alone - center, listed)
         temperature = eq.scaled_temperature(self._rule["edge_temperature"], gap, self._first_gap)
         rule = {"edge_temperature": temperature, "hub_penalty": self._hub_penalty(), "k": k}
-        in_degree = graph.settled_in_degrees(z - center, listed, **rule)
-        logits = graph.edge_logits(z - center, listed, in_degrees=in_degree, **rule)
-        exported = graph.export_graph(logits.numpy(), found, (z - center).numpy(), k=k)
+        in_degree = graph.settled_in_degrees(alone - center, listed, **rule)
+        logits = graph.edge_logits(alone - center, listed, in_degrees=in_degree, **rule)
+        exported = graph.export_graph(logits.numpy(), found, (alone - center).numpy(), k=k)
         module.fitted.keep(
             {
                 **latents,
@@ -338,20 +333,21 @@ class TrainingMixin:
         """Return z and e (n, d), the hops (K, n, d) and the degrees (n,) of the final graph."""
         module, tables = self.module, self.module.tables
         if self.is_untrained_:
-            z = tables.z
+            z = torch.from_numpy(self._first.scores.astype(np.float32))
             return {"z": z, "alone": z, "hops": torch.zeros(0, *z.shape), "degree": torch.ones(len(z))}
         if self._variant == "paper":
             return self._published_latents()
-        keeper = EpochKeeper(module, self._cells, streams, 9, self._sample_batches(), refresh_every=1)
+        keeper = EpochKeeper(module, self._cells, streams, 9, redraws=True, thins=False)
+        self._cells.split(None)
         h = keeper.hidden()
         if tables is None:
-            z = h @ module.hop_weights[0] + module.hop_bias
+            z = (h @ module.hop_weights[0] + module.hop_bias).cpu()
             return {"z": z, "alone": z, "hops": torch.zeros(0, *z.shape), "degree": torch.ones(len(z))}
         if self._graph == "learned":
             keeper(0, 2)
         else:
             tables.recompute(h, hop_weights=module.hop_weights, bias=module.hop_bias)
-        kept = {"z": tables.z, "alone": module.alone(h), "hops": tables.hops, "degree": tables.degree[0]}
+        kept = {"z": tables.z, "alone": tables.alone, "hops": tables.hops, "degree": tables.degree[0]}
         return {name: value.cpu() for name, value in kept.items()}
 
     def _assign(self, streams: Streams) -> None:
@@ -377,8 +373,6 @@ class TrainingMixin:
             scipy_counts(self._reader[np.arange(start, min(start + CHUNK, len(self._reader)))][REGISTRY_KEYS.X_KEY])
             for start in range(0, len(self._reader), CHUNK)
         ]
-        from scipy import sparse
-
         return sparse.vstack(parts, format="csr")
 
 
