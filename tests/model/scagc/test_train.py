@@ -55,7 +55,8 @@ def test_every_trained_parameter_has_a_gradient_and_centres_move(cells: Cells) -
     """The released code replaces its centres by a constant array, which has none."""
     adata = cells(80)
     SCAGC.setup_anndata(adata)
-    model = SCAGC(adata, n_hidden=16, n_latent=5, n_neighbors=6, n_candidates=16, cluster_head="dec", n_clusters=3)
+    sizes = {"n_hidden": 16, "n_latent": 5, "n_neighbors": 6, "n_candidates": 16}
+    model = SCAGC(adata, **sizes, cluster_head="dec", n_clusters=3, graph_weight=0.3, contrast_weight=0.1)
     model._reader = CellReader(model.adata_manager)
     model._datamodule = None
     streams = Streams(0)

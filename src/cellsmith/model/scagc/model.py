@@ -56,7 +56,8 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
     edge_temperature
         Divides the cosine of two latents: how much similarity outweighs noise.
     relaxation_temperature
-        Of the soft selection that carries the gradient; it changes no selected edge.
+        Of the soft selection that carries the gradient; it changes no selected edge. If it is small, the gradient
+        through the edges drowns that of the counts.
     noise_scale
         Scale of the Gumbel noise at the start of training; 0: no noise.
     hub_penalty
@@ -68,11 +69,11 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
     dropout_rate
         Dropout in the encoder.
     graph_weight, n_negatives
-        Weight of the term that predicts edges from latents, and drawn pairs for every edge.
+        Weight of the term that predicts edges from latents (0: off), and drawn pairs for every edge.
     first_weight
         Weight of the term that keeps latents near the first coordinates of counts that the encoder did not see.
     contrast_weight, contrast_temperature
-        Weight and temperature of the term that tells a cell on two draws of the graph from other cells.
+        Weight of the term that tells a cell on two draws of the graph from other cells (0: off), and its temperature.
     cluster_head
         "none", or "dec": clusters are sharpened in a last stage.
     cluster_weight
@@ -128,10 +129,10 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
         gene_likelihood: str = "nb",
         dispersion: str = "gene",
         dropout_rate: float = 0.1,
-        graph_weight: float = 0.3,
+        graph_weight: float = 0.0,
         n_negatives: int = 5,
         first_weight: float = 1.0,
-        contrast_weight: float = 0.1,
+        contrast_weight: float = 0.0,
         contrast_temperature: float = 0.5,
         cluster_head: str = "none",
         cluster_weight: float = 1.5,
