@@ -13,7 +13,7 @@ OURS, PCA = "ScSiameseClu", "PCA and Leiden"
 LIMITS = (
     "One data set, one seed. Which of two clusterings agrees better with the authors' names changes from set to set, "
     "and PCA with Leiden takes seconds; the benchmark of this package has the numbers of six sets.",
-    "**Confidence is about clusters, not about names.** Its mean is the share of a cell's neighbours that are in its "
+    "**Confidence is about clusters, not about names.** It says how much of a cell's neighbourhood is in its "
     "cluster. Where a cluster holds two types, its cells can be sure and wrong.",
     "Resting and stimulated cells are in one experiment here, and clusters were told to look past the difference. With "
     "a treatment that changes cells more, they would not.",
@@ -39,7 +39,7 @@ GLOSSARY = (
     ("Prototype", "The middle of a cluster in the embedding."),
     (
         "Confidence",
-        "How clearly a cell belongs to its cluster; on average, the share of its neighbours that do as well.",
+        "How likely a short walk from a cell to its neighbours, and theirs, ends in its own cluster.",
     ),
     ("Agreement (ARI)", "1: clusters and names cut the cells alike; 0: no better than chance."),
     ("New cells", "Cells that took no part in training; each is placed beside the trained ones by itself."),

@@ -138,7 +138,7 @@ def _opening(context: Context, run: _Run) -> list[Block]:
 
     from cellsmith.pl import scsiameseclu_clusters
 
-    block = run.cells.uns["scsiameseclu"]
+    block, sure = run.cells.uns["scsiameseclu"], float(run.cells.obs["scsiameseclu_confidence"].mean())
     sc.tl.umap(run.cells, neighbors_key="scsiameseclu", random_state=context.seed)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     scsiameseclu_clusters(run.cells, ax=axes)
@@ -150,8 +150,8 @@ def _opening(context: Context, run: _Run) -> list[Block]:
         how_to_read="Left: every dot is a cell, coloured by its cluster. Middle: how clearly the cells of each cluster "
         "belong to it. Right: clusters left after each step; it starts with too many, and merges those "
         "that too few genes tell apart.",
-        finding=f"{block['params']['n_clusters_found']} clusters were left. Of a cell's neighbours, "
-        f"{block['agreement']:.0%} are in its own cluster.",
+        finding=f"{block['params']['n_clusters_found']} clusters were left. A short walk from a cell "
+        f"ends in its own cluster in {sure:.0%} of the cases.",
     )
     return [
         "**Which cells lie between two groups?** A clustering gives every cell a group, "
@@ -163,7 +163,7 @@ def _opening(context: Context, run: _Run) -> list[Block]:
         Tiles(
             [
                 (f"{block['params']['n_clusters_found']}", "clusters, a number that it found by itself"),
-                (f"{block['agreement']:.0%}", "of a cell's neighbours are in its own cluster"),
+                (f"{sure:.0%}", "of short walks from a cell end in its own cluster"),
                 (f"{run.right:.0%}", f"of {run.n_new} cells that nobody had seen get the right name"),
                 (f"{best:.0%} and {worst:.0%}", "of the surest and of the least sure third of them"),
             ]

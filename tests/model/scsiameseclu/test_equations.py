@@ -129,19 +129,3 @@ def test_learned_proportions_follow_the_cells_and_never_vanish() -> None:
         moved = eq.move_proportions(moved, q)
     assert float(moved.min()) > 0.02
     assert np.isclose(float(moved.sum()), 1.0)
-
-
-def test_temperature_brings_the_mean_confidence_to_the_agreement() -> None:
-    log_q = rows(200, 5).log()
-    for agreement in (0.4, 0.8, 0.97):
-        t = eq.confidence_temperature(log_q, agreement)
-        assert float((log_q / t).softmax(1).amax(1).mean()) == pytest.approx(agreement, abs=1e-4)
-    assert math.isfinite(eq.confidence_temperature(log_q, 1.0))
-
-
-def test_agreement_weighs_neighbours_and_leaves_the_cell_itself_out() -> None:
-    from scipy import sparse
-
-    pagerank = sparse.csr_matrix(np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.0, 0.0, 1.0]]))
-    # cell 0: .3 of .5 in its cluster; cell 1: half; cell 2 has no neighbour
-    assert eq.neighbor_agreement(pagerank, np.array([0, 0, 1])) == pytest.approx((0.6 + 0.5) / 2)

@@ -77,3 +77,23 @@ def test_loss_of_a_batch_does_not_depend_on_the_order_of_its_cells(cells: AnnDat
     one, two = (plain.module.loss_views(b, weights=weights) for b in (batch, moved))
     for name in one.extra_metrics:
         torch.testing.assert_close(one.extra_metrics[name], two.extra_metrics[name], atol=1e-5, rtol=1e-5)
+
+
+def test_edges_join_cells_of_one_type_and_no_cell_is_a_hub(model: Any) -> None:
+    """F6: weights of the public graph were 0 for every pair, its neighbours arbitrary, one cell in nearly all lists."""
+    a = model._training_cells()[0].graph.connectivities
+    types = model.adata.obs["cell_type"].to_numpy()
+    rows, columns = a.nonzero()
+    by_chance = float(np.mean(types[:, None] != types))
+    assert np.mean(types[rows] != types[columns]) < 0.3 * by_chance
+    degree = np.diff(a.indptr)
+    assert degree.max() <= 20 * degree.mean()
+
+
+def test_training_reads_and_writes_no_file(
+    cells: AnnData, fitted: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F8: the public loader could not find what the public code had written."""
+    monkeypatch.chdir(tmp_path)
+    fitted(cells.copy(), train={"max_epochs": 1})
+    assert list(tmp_path.iterdir()) == []

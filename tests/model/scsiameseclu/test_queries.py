@@ -37,10 +37,14 @@ def test_shapes_rows_and_names(model: ScSiameseClu) -> None:
         model.get_latent_representation(branch="fusd")
 
 
-def test_mean_confidence_is_the_agreement_with_neighbours(model: ScSiameseClu) -> None:
-    assert 0.5 < model.agreement_ <= 1
-    mean = model.predict(soft=True).max(axis=1).mean()
-    assert mean == pytest.approx(min(model.agreement_, 0.999), abs=0.02)
+def test_confidence_is_where_a_walk_from_the_cell_ends(model: ScSiameseClu) -> None:
+    hard = model._assign(model.get_latent_representation())
+    expected = model.get_propagation().toarray().astype(float) @ hard
+    np.testing.assert_allclose(model.predict(soft=True), expected, atol=1e-6)
+    # a cell among cells of other clusters is less sure than one among its own
+    own = np.array([hard.argmax(1) == c for c in hard.argmax(1)])
+    share = (model.get_propagation().toarray() * own).sum(axis=1)
+    assert np.corrcoef(share, model.predict(soft=True).max(axis=1))[0, 1] > 0.8
 
 
 def test_rejection_leaves_names_out(model: ScSiameseClu) -> None:

@@ -111,11 +111,10 @@ DEVIATIONS = (
     Deviation(
         "confidence",
         "none",
-        "soft clusters at the temperature at which their mean confidence is the share of a cell's neighbours that lie "
-        "in its cluster",
-        "Student t assignments are flat in 20 dimensions, and the powers that the transport takes of them nearly 1; "
-        "halves of a training cell's counts agree to 99.9 %, since the encoder knows these cells by heart",
-        f"{_HERE}/test_queries.py::test_mean_confidence_is_the_agreement_with_neighbours",
+        "soft clusters of a cell: in which cluster a short walk over the graph from it ends (Pi times the powers of Q)",
+        "Student t assignments are flat in 20 dimensions, and the powers that the transport takes of them nearly 1: "
+        "the network knows its training cells by heart",
+        f"{_HERE}/test_queries.py::test_confidence_is_where_a_walk_from_the_cell_ends",
     ),
     Deviation(
         "number of clusters",

@@ -13,9 +13,7 @@ assignments, P (N, K) transport plan, C (K, d) prototypes. Losses are means over
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,12 +29,10 @@ __all__ = [
     "balance_at",
     "cell_term",
     "cluster_term",
-    "confidence_temperature",
     "fuse",
     "latent_term",
     "log_assignment",
     "move_proportions",
-    "neighbor_agreement",
     "pairs_apart",
     "reconstruction",
     "swapped_loss",
@@ -254,49 +250,6 @@ def swapped_loss(plans: tuple[Tensor, Tensor], log_q: tuple[Tensor, Tensor]) -> 
     return found
 
 
-def neighbor_agreement(pagerank: Any, codes: np.ndarray) -> float:
-    """S26: share of a cell's neighbours that lie in its cluster, by the weights of Pi, mean over cells that have any.
-
-    Codes of training cells say nothing of how sure they are: the encoder knows these cells by heart. Neighbours were
-    found without it.
-
-    Parameters
-    ----------
-    pagerank
-        Pi (n, n), CSR.
-    codes
-        (n,) clusters.
-    """
-    others = pagerank.tocoo()
-    keep = others.row != others.col
-    row, weight = others.row[keep], others.data[keep].astype(np.float64)
-    same = codes[row] == codes[others.col[keep]]
-    total = np.bincount(row, weights=weight, minlength=len(codes))
-    shared = np.bincount(row, weights=weight * same, minlength=len(codes))
-    return float((shared[total > 0] / total[total > 0]).mean()) if total.any() else 1.0
-
-
-def confidence_temperature(log_q: Tensor, agreement: float) -> float:
-    """S26: the temperature at which the mean confidence, max_k softmax(log Q / temperature), is a given agreement.
-
-    Q itself is flat in many dimensions, and its powers, which the transport takes, nearly 1 everywhere.
-
-    Parameters
-    ----------
-    log_q
-        (n, K).
-    agreement
-        Of :func:`neighbor_agreement`.
-    """
-    low, high = math.log(1e-3), math.log(1e3)
-    wanted = min(agreement, 0.999)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        found = float((log_q / math.exp(middle)).softmax(dim=1).amax(dim=1).mean())
-        low, high = (middle, high) if found > wanted else (low, middle)
-    return math.exp(0.5 * (low + high))
-
-
 def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """S25: the weighted sum of the named terms; a term without a weight counts once."""
     return torch.stack([value * weights.get(name, 1.0) for name, value in terms.items()]).sum()
@@ -329,6 +282,5 @@ EQUATIONS = {
     "S24": swapped_loss,
     "S25": total_loss,
     "S26": "cellsmith.model.scsiameseclu.report.sureness",
-    "S26 agreement": neighbor_agreement,
-    "S26 temperature": confidence_temperature,
+    "S26 soft clusters": "cellsmith.model.scsiameseclu.training.TrainingMixin._soft",
 }

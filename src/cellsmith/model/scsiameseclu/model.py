@@ -176,7 +176,7 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         self.axes_: Any = None
         self.graph_rep_: str | None = None
         self.cells_, self.factor_scale_ = "", 1.0
-        self.temperature_, self.agreement_ = 1.0, float("nan")
+        self.temperature_ = 1.0
         self._own: Any = None
         self._module_kwargs: dict[str, Any] = {
             "n_batch": int(self.summary_stats["n_batch"]),

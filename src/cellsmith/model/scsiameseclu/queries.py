@@ -38,12 +38,15 @@ class Placed(NamedTuple):
         Share of the modelled genes' training counts that the cells can show; 1 where no gene is missing.
     names
         (m,) names of the cells.
+    soft
+        (m, K) soft clusters.
     """
 
     cells: SiameseCells
     swept: Swept
     coverage: float
     names: pd.Index
+    soft: np.ndarray
 
 
 class QueryMixin:
@@ -85,9 +88,11 @@ class QueryMixin:
         data = self.adata if adata is None else adata
         if data is self.adata and self._digest() == self.cells_:
             cells, swept = self._training_cells()
-            if not use_graph and self._variant != "paper":
-                swept = self._beside(cells, None)
-            return Placed(cells, swept, 1.0, counts_carrier(data, self._setup("modalities")).obs_names)
+            names = counts_carrier(data, self._setup("modalities")).obs_names
+            if use_graph or self._variant == "paper":
+                return Placed(cells, swept, 1.0, names, self._soft(cells, swept.fused))
+            swept, soft = self._beside(cells, None)
+            return Placed(cells, swept, 1.0, names, soft)
         if self._variant == "paper":
             raise SetupError(
                 "variant='paper' cannot place new cells: its fusion weights belong to the training cells. Train "
@@ -95,7 +100,8 @@ class QueryMixin:
             )
         cells, coverage, names = self._read_query(data)
         points = self._rep_of(data, cells) if use_graph else None
-        return Placed(cells, self._beside(cells, points), coverage, names)
+        swept, soft = self._beside(cells, points)
+        return Placed(cells, swept, coverage, names, soft)
 
     def _training_cells(self) -> tuple[SiameseCells, Swept]:
         """Return the training cells with their graph, built anew after loading."""
@@ -109,18 +115,22 @@ class QueryMixin:
         return self._own[1], self._own[2]
 
     @torch.no_grad()
-    def _beside(self, cells: SiameseCells, points: np.ndarray | None) -> Swept:
-        """S9: embed cells beside the reference, each by itself; without coordinates by their own genes alone."""
+    def _beside(self, cells: SiameseCells, points: np.ndarray | None) -> tuple[Swept, np.ndarray]:
+        """S9: embed cells beside the reference, each by itself; without coordinates by their own genes alone.
+
+        Returns the embeddings and the soft clusters: S26, of a walk that may go on to the reference.
+        """
         self.module.eval()
         blocks = [np.arange(s, min(s + BLOCK, len(cells))) for s in range(0, len(cells), BLOCK)]
         h = np.concatenate([self._encode(cells.clean(rows)) for rows in blocks])
-        smoothed = h
-        if points is not None:
-            kept, a = self.reference_, self._walk_kwargs["teleport"]
-            w = graphs.neighbor_weights(points, kept["points"], self._n_neighbors - 1, seed=self._graph_seed())
-            lazy, pagerank = (graph.place_beside(h, w, kept[name], teleport=a) for name in ("h", "pagerank_h"))
-            smoothed = 0.5 * (lazy + pagerank)
-        return Swept(h, smoothed, *self._fuse(h, smoothed, use_graph=points is not None))
+        if points is None:
+            swept = Swept(h, h, *self._fuse(h, h, use_graph=False))
+            return swept, self._assign(swept.fused)
+        kept, a = self.reference_, self._walk_kwargs["teleport"]
+        w = graphs.neighbor_weights(points, kept["points"], self._n_neighbors - 1, seed=self._graph_seed())
+        lazy, pagerank = (graph.place_beside(h, w, kept[name], teleport=a) for name in ("h", "pagerank_h"))
+        swept = Swept(h, pagerank, *self._fuse(h, 0.5 * (lazy + pagerank)))
+        return swept, graph.place_beside(self._assign(swept.fused), w, kept["soft"], teleport=a)
 
     def _read_query(self, data: Any) -> tuple[SiameseCells, float, pd.Index]:
         """Read new cells: genes by name, batches by name; nothing is registered or changed."""
@@ -233,7 +243,7 @@ class QueryMixin:
         adata
             Cells; None is the training object. Genes of new cells are matched by name.
         soft
-            Probabilities (S21) instead of names.
+            Soft clusters (S26) instead of names.
         use_graph
             False places every cell by its own genes alone.
         reject_below
@@ -254,7 +264,7 @@ class QueryMixin:
         """
         self._require_trained("predict")
         placed = self._placed(adata, use_graph=use_graph)
-        q = self._assign(placed.swept.fused)
+        q = placed.soft
         names = self._class_names()
         if soft:
             return pd.DataFrame(q, index=placed.names, columns=names)

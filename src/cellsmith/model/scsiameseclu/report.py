@@ -15,7 +15,7 @@ __all__ = ["cluster_result", "named_for_scanpy", "sureness"]
 
 
 def sureness(q: np.ndarray, *, coverage: float = 1.0) -> dict[str, np.ndarray]:
-    """S26: confidence max_k Q, margin of the best over the second, entropy over log K, each (n,).
+    """S26: confidence, the largest soft cluster, margin of the best over the second, entropy over log K, each (n,).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def cluster_result(
         Confidence below which a cell is marked as rejected; None marks none.
     """
     placed = model._placed(adata, use_graph=use_graph)
-    q = model._assign(placed.swept.fused)
+    q = placed.soft
     names = model._class_names()
     sure = sureness(q, coverage=placed.coverage)
     limit = -1.0 if reject_below is None else reject_below
@@ -105,7 +105,6 @@ def _block(model: Any, placed: Any, names: list[str]) -> dict[str, Any]:
         "gate": {f"q{q}": float(np.quantile(gate, q / 100)) for q in (5, 25, 50, 75, 95)},
         "sinkhorn": dict(model.sinkhorn_),
         "coverage": float(placed.coverage),
-        "agreement": float(model.agreement_),
         **model.graph_summary_,
         "provenance": model._provenance(inputs=args, extra={"variant": model._variant}),
     }

@@ -229,8 +229,16 @@ class TrainingMixin:
 
     @torch.no_grad()
     def _assign(self, z: np.ndarray) -> np.ndarray:
-        """Return the soft clusters (n, K) of embeddings (n, d): Q of S21 at the temperature of S26, rows sum to 1."""
+        """Return Q (n, K) of embeddings (n, d) to the power 1 / epsilon, as the transport takes it; rows sum to 1."""
         return (self._log_q(z).double() / self.temperature_).softmax(dim=1).numpy()
+
+    def _soft(self, cells: SiameseCells, z: np.ndarray) -> np.ndarray:
+        """S26: soft clusters (n, K) of training cells: in which cluster a short walk over the graph from a cell ends.
+
+        The network is sure of every cell that it was trained on; its neighbours were found without it.
+        """
+        q = self._assign(z)
+        return q if cells.graph is None else np.asarray(cells.graph.pagerank.astype(np.float64) @ q)
 
     @torch.no_grad()
     def _log_q(self, z: np.ndarray) -> torch.Tensor:
@@ -312,12 +320,6 @@ class TrainingMixin:
         """Return the clusters (n,) of cells that show only one half of their counts."""
         return self._log_q(self._sweep(self._cells, x=log_normalized(*half)).fused).argmax(dim=1).numpy()
 
-    def _calibrate(self, z: np.ndarray) -> None:
-        """S26: let the mean confidence be the share of a cell's neighbours that lie in its cluster."""
-        log_q = self._log_q(z)
-        self.agreement_ = eq.neighbor_agreement(self._cells.graph.pagerank, log_q.argmax(dim=1).numpy())
-        self.temperature_ = eq.confidence_temperature(log_q.double(), self.agreement_)
-
     def _prune(self, stage: str, epoch: int) -> None:
         """Merge and drop prototypes by marker genes: codes come from one half of the counts, genes from the other."""
         cells, module = self._cells, self.module
@@ -357,6 +359,7 @@ class TrainingMixin:
         """Take the exact embedding, settle the clusters, and keep what new cells need."""
         module = self.module
         module.keeper = None
+        self.temperature_ = module.targets.temperature
         with isolated(streams.integer("init", 3)):
             if self._loss_weights["transport"] == 0:
                 self._place_prototypes(streams)
@@ -365,7 +368,6 @@ class TrainingMixin:
                 self._prune("finish", 0)
         found = self._sweep(self._cells)
         self._order_prototypes(found.fused)
-        self._calibrate(found.fused)
         self._keep_reference(found, streams)
         self._note_run(found, self._cells)
         module.hold(n_cells=0, n_queue=0)
@@ -373,7 +375,7 @@ class TrainingMixin:
 
     def _note_run(self, found: Swept, cells: SiameseCells) -> None:
         """Keep what queries and the report need of the training cells."""
-        codes = self._assign(found.fused).argmax(axis=1)
+        codes = self._soft(cells, found.fused).argmax(axis=1)
         self.gaussians_ = _shrunken_gaussians(found.fused, codes)
         self.codes_, self.batches_ = codes.astype(np.int32), cells.codes.astype(np.int32)
         self.library_ = cells.library.numpy().astype(np.float32)
@@ -394,7 +396,7 @@ class TrainingMixin:
     def _order_prototypes(self, z: np.ndarray) -> None:
         """Give clusters their numbers by falling size; drop those that have no cell."""
         alive = np.flatnonzero(self.module.alive.cpu().numpy())
-        codes = self._assign(z).argmax(axis=1)
+        codes = self._soft(self._cells, z).argmax(axis=1)
         taken = np.unique(codes)
         if len(taken) < len(alive) and self._n_clusters != "auto":
             self._note(
@@ -411,13 +413,14 @@ class TrainingMixin:
         self.k_path_.append(("finish", 0, len(order), "clusters with cells"))
 
     def _keep_reference(self, found: Swept, streams: Streams) -> None:
-        """Keep coordinates, H and Pi H of the cells that new ones are placed beside."""
-        codes = self._assign(found.fused).argmax(axis=1)
-        rows = _stratified(codes, self._max_reference, streams.numpy("sample", 9))
+        """Keep coordinates, H, Pi H and soft clusters of the cells that new ones are placed beside."""
+        soft = self._soft(self._cells, found.fused)
+        rows = _stratified(soft.argmax(axis=1), self._max_reference, streams.numpy("sample", 9))
         self.reference_ = {
             "points": np.asarray(self._points[rows], dtype=np.float32),
             "h": found.h[rows],
             "pagerank_h": found.pagerank_h[rows].astype(np.float32),
+            "soft": soft[rows].astype(np.float32),
         }
 
 
