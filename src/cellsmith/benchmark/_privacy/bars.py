@@ -30,21 +30,21 @@ class Results:
     def __init__(self, table: pd.DataFrame) -> None:
         self.rows = table.astype({"epsilon": float, "value": float})
 
-    def values(self, case: str, arm: str, epsilon: float, metric: str = "ari") -> pd.Series:
+    def values(self, case: str, arm: str, epsilon: float, *, metric: str = "ari") -> pd.Series:
         """Return values by seed; an arm on which epsilon has no influence is found under any."""
         rows = self.rows
         rows = rows[(rows["case"] == case) & (rows["arm"] == arm) & (rows["metric"] == metric)]
         rows = rows[(rows["epsilon"] == epsilon) | np.isinf(rows["epsilon"])]
         return rows.drop_duplicates("seed").set_index("seed")["value"].sort_index()
 
-    def mean(self, case: str, arm: str, epsilon: float, metric: str = "ari") -> float:
+    def mean(self, case: str, arm: str, epsilon: float, *, metric: str = "ari") -> float:
         """Return the mean over seeds; NaN where nothing was run."""
-        found = self.values(case, arm, epsilon, metric)
+        found = self.values(case, arm, epsilon, metric=metric)
         return float(found.mean()) if len(found) else float("nan")
 
     def gap(self, case: str, ours: str, theirs: str, *, epsilon: float, metric: str = "ari") -> float:
         """Return the mean difference over the seeds that both have; NaN where there is none."""
-        both = self.values(case, ours, epsilon, metric) - self.values(case, theirs, epsilon, metric)
+        both = self.values(case, ours, epsilon, metric=metric) - self.values(case, theirs, epsilon, metric=metric)
         return float(both.dropna().mean()) if both.notna().any() else float("nan")
 
 

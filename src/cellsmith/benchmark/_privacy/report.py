@@ -46,8 +46,8 @@ def _scores(results: Results, case: str) -> str:
         else:
             cells = [_cell(results, case, arm, e) for e in EPSILONS]
         if set(cells) - {"-", ""}:
-            nmi = results.mean(case, arm, 8.0, "nmi")
-            seconds = results.mean(case, arm, 8.0, "seconds")
+            nmi = results.mean(case, arm, 8.0, metric="nmi")
+            seconds = results.mean(case, arm, 8.0, metric="seconds")
             rows.append([arm, *cells, f"{nmi:.3f}" if np.isfinite(nmi) else "-", f"{seconds:.1f}"])
     return _grid(["arm", *(f"eps {e:g}" for e in EPSILONS), "NMI (eps 8)", "CPU-s"], rows)
 

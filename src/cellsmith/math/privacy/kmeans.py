@@ -110,7 +110,7 @@ def random_starts(n_starts: int, n_clusters: int, n_columns: int, generator: np.
 def _squared(z: Floats, centers: Floats) -> Floats:
     """Squared distances (n, K)."""
     cross = (z**2).sum(axis=1)[:, None] - 2 * z @ centers.T + (centers**2).sum(axis=1)
-    return np.maximum(cross, 0.0)
+    return np.asarray(np.maximum(cross, 0.0))
 
 
 def score_starts(z: Floats, starts: Floats) -> Floats:
@@ -210,6 +210,6 @@ def private_kmeans(
 def _unit_sum(rows: Floats, units: npt.NDArray[np.intp] | None) -> Floats:
     """Sum of what units contribute: their cells' mean."""
     if units is None:
-        return rows.sum(axis=0)
+        return np.asarray(rows.sum(axis=0))
     weights = 1.0 / np.maximum(np.bincount(units), 1)[units]
     return weights @ rows

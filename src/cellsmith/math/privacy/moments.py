@@ -46,7 +46,7 @@ def symmetric_noise(n: int, sd: float, generator: np.random.Generator) -> Floats
     noise = np.triu(generator.standard_normal((n, n)), 1) * (sd / np.sqrt(2))
     noise += noise.T
     noise[np.diag_indices(n)] = generator.standard_normal(n) * sd
-    return noise
+    return np.asarray(noise)
 
 
 def noisy_second_moment(

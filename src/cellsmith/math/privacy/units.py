@@ -34,7 +34,7 @@ def transform_counts(counts: Any) -> Floats:
         norm = np.sqrt(np.asarray(kept.multiply(kept).sum(axis=1)).ravel())
     if np.isfinite(norm).all():
         kept.data = np.divide(kept.data, np.repeat(np.where(norm > 0, norm, 1.0), np.diff(kept.indptr)))
-        return kept.toarray()
+        return np.asarray(kept.toarray())
     return unit_rows(kept.toarray(), rescale=True)
 
 
@@ -64,7 +64,7 @@ def unit_rows(x: npt.ArrayLike, *, rescale: bool = False) -> Floats:
     norm = np.linalg.norm(scaled, axis=1, keepdims=True)
     unit = np.divide(scaled, norm, out=np.zeros_like(rows), where=norm > 0)
     if rescale:
-        return unit
+        return np.asarray(unit)
     return np.where(norm * peak > 1, unit, rows)
 
 

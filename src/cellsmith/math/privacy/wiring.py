@@ -154,11 +154,7 @@ def wiring(
     The figures, in C.
     """
     own = dict(trained or {})
-    n = len(next(iter(batch.values())))
-
-    def loss(p: Params, b: Params) -> Tensor:
-        return loss_fn({**own, **p}, b)
-
+    n, loss = len(next(iter(batch.values()))), _joined(loss_fn, own)
     base = unit_gradients(loss, params, batch)
     total, scale = _clipped_sum(base, clip_norm), base.norm(dim=1).clamp(min=1e-12)
     coupling = add_remove = replace_one = 0.0
@@ -209,7 +205,7 @@ def _interference(
         batches = (batch, changed) if step == 0 else (later, later)
         sums = []
         for state, one in zip(hidden, batches, strict=True):
-            gradients = unit_gradients(lambda p, b, state=state: loss_fn({**state, **p}, b), shown, one)
+            gradients = unit_gradients(_joined(loss_fn, state), shown, one)
             sums.append(_clipped_sum(gradients, clip_norm))
             _move_hidden(loss_fn, shown, state, one, learning_rate)
         if step > 0:
@@ -221,6 +217,15 @@ def _interference(
             shown[k] = p - learning_rate / n * (part + clip_norm * noise)
             start += p.numel()
     return worst
+
+
+def _joined(loss_fn: LossFn, state: Params) -> LossFn:
+    """Return the loss as a function of the noised parameters alone, the others being as they stand."""
+
+    def loss(p: Params, b: Params) -> Tensor:
+        return loss_fn({**state, **p}, b)
+
+    return loss
 
 
 def _move_hidden(loss_fn: LossFn, shown: Params, state: dict[str, Tensor], batch: Params, rate: float) -> None:
