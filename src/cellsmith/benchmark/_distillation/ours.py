@@ -29,9 +29,6 @@ COUNTS: dict[str, dict[str, Any]] = {"scdd_counts": {}, "scdd_thin": {"library_s
 """The default, read by its integer counts; at the depth of its groups, and at that of one cell."""
 
 ABLATION: dict[str, dict[str, Any]] = {
-    "scdd, matching": MATCHING,
-    "scdd, gradient matching": {**MATCHING, "objective": "gradient"},
-    "scdd, distribution matching": {**MATCHING, "objective": "distribution"},
     "readers, last of 50 steps": {**READERS, "max_steps": 50, "selection": "last"},
     "readers, from real cells": {**READERS, "init": "real"},
     "readers, from random codes": {**READERS, "init": "random"},
@@ -41,6 +38,9 @@ ABLATION: dict[str, dict[str, Any]] = {
     "codes only, noise level 0.3": {**READERS, "residual": False, "sigma_star": 0.3},
     "codes only, noise level 5": {**READERS, "residual": False, "sigma_star": 5.0},
     "codes only, noise level 20": {**READERS, "residual": False, "sigma_star": 20.0},
+    "scdd, matching": MATCHING,
+    "scdd, gradient matching": {**MATCHING, "objective": "gradient"},
+    "scdd, distribution matching": {**MATCHING, "objective": "distribution"},
 }
 """One part of the method changed at a time; run on the data set that settings were tried on."""
 

@@ -20,7 +20,7 @@ TEMPERATURES = np.logspace(-3, 1, 21)
 SHARPNESSES = 2.0 ** np.arange(7)
 
 
-def neighbour_loss(x: Tensor, y: Tensor, s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
+def neighbour_loss(x: Tensor, y: Tensor, s: Tensor, *, t: Tensor, temperature: float) -> Tensor:
     """Mean log-loss of a soft nearest neighbour: softmax over -|x - s_j|^2 / temperature, added up within classes.
 
     Parameters
@@ -41,7 +41,7 @@ def neighbour_loss(x: Tensor, y: Tensor, s: Tensor, t: Tensor, *, temperature: f
     return -own.clamp_min(LEAST_SHARE).log().mean()
 
 
-def ridge_loss(x: Tensor, y: Tensor, s: Tensor, t: Tensor, *, sharpness: float) -> Tensor:
+def ridge_loss(x: Tensor, y: Tensor, s: Tensor, *, t: Tensor, sharpness: float) -> Tensor:
     """Mean log-loss of a ridge regression that is fitted to the profiles (Nguyen et al., 2021: kernel inducing points).
 
     With k(a, b) = a.b / mean |s|^2 + 1 the scores of a cell are k(x, s) (k(s, s) + I / M)^-1 (onehot(t) - 1 / K).
@@ -67,7 +67,7 @@ def ridge_loss(x: Tensor, y: Tensor, s: Tensor, t: Tensor, *, sharpness: float) 
 
 
 @torch.no_grad()
-def settle_readers(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> dict[str, float]:
+def settle_readers(x: Tensor, y: Tensor, s: Tensor, *, t: Tensor) -> dict[str, float]:
     """Choose the temperature and the sharpness with which given profiles are read best.
 
     Parameters
@@ -80,8 +80,8 @@ def settle_readers(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> dict[str, floa
     ``temperature`` of :func:`neighbour_loss` and ``sharpness`` of :func:`ridge_loss`.
     """
     unit = float(_squared_distances(x, s).mean())
-    soft = {float(c) * unit: float(neighbour_loss(x, y, s, t, temperature=float(c) * unit)) for c in TEMPERATURES}
-    sharp = {float(c): float(ridge_loss(x, y, s, t, sharpness=float(c))) for c in SHARPNESSES}
+    soft = {float(c) * unit: float(neighbour_loss(x, y, s, t=t, temperature=float(c) * unit)) for c in TEMPERATURES}
+    sharp = {float(c): float(ridge_loss(x, y, s, t=t, sharpness=float(c))) for c in SHARPNESSES}
     return {"temperature": min(soft, key=soft.__getitem__), "sharpness": min(sharp, key=sharp.__getitem__)}
 
 

@@ -237,10 +237,10 @@ class Distiller:
         """Eq. (23): what readers of the profiles lose on real cells, read in the way that suits step 0."""
         cells, labels = torch.cat(real), torch.cat([torch.full((len(b),), k) for k, b in enumerate(real)])
         if self.settings is None:
-            self.settings = matching.settle_readers(cells, labels, views.detach(), self.labels)
+            self.settings = matching.settle_readers(cells, labels, views.detach(), t=self.labels)
         temperature, sharpness = self.settings["temperature"], self.settings["sharpness"]
-        by_distance = matching.neighbour_loss(cells, labels, views, self.labels, temperature=temperature)
-        return by_distance + matching.ridge_loss(cells, labels, views, self.labels, sharpness=sharpness)
+        by_distance = matching.neighbour_loss(cells, labels, views, t=self.labels, temperature=temperature)
+        return by_distance + matching.ridge_loss(cells, labels, views, t=self.labels, sharpness=sharpness)
 
     def penalty(self, rows: slice = slice(None)) -> Tensor:
         """Eq. (19): what keeps codes and residuals near their start."""
