@@ -159,8 +159,25 @@ def test_block_survives_h5ad_and_zarr(cells: ad.AnnData, tmp_path) -> None:
 
 
 def test_refusals_of_k_means(cells: ad.AnnData) -> None:
-    with pytest.raises(SetupError, match="use_rep='X_pca' is not in .obsm"):
+    with pytest.raises(SetupError, match=r"use_rep='X_pca' is not in \.obsm"):
         cellsmith.tl.dp_kmeans(cells, n_clusters=3, epsilon=1.0, use_rep="X_pca")
     out = run(cells)
     with pytest.raises(SetupError, match="expected positive numbers"):
         cellsmith.tl.dp_kmeans(out, n_clusters=0, epsilon=1.0, use_rep="X_dp_pca")
+
+
+def test_a_taken_key_is_refused_before_anything_is_spent(cells: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(*args, **kwargs):
+        raise AssertionError("the budget was spent")
+
+    monkeypatch.setattr(privacy.Ledger, "spend", spent)
+    taken = cells.copy()
+    taken.obsm["X_dp_pca"] = np.zeros((200, 2))
+    taken.obs["dp_kmeans"] = 1
+    taken.obs["dpdcan"] = 1
+    with pytest.raises(SetupError, match="already exists"):
+        cellsmith.tl.dp_pca(taken, epsilon=1.0)
+    with pytest.raises(SetupError, match="already exists"):
+        cellsmith.tl.dp_kmeans(taken, n_clusters=2, epsilon=1.0, use_rep="X_dp_pca")
+    with pytest.raises(SetupError, match="already exists"):
+        cellsmith.tl.dpdcan(taken)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cellsmith import _keys, _record
+from cellsmith import _record
 from cellsmith._errors import SetupError, nearest
 from cellsmith._rng import Streams, resolve_seed
 from cellsmith.data import panel as panels
@@ -92,7 +92,7 @@ def dp_kmeans(
     >>> cellsmith.tl.dp_pca(adata, epsilon=3.0, gene_panel=500)  # doctest: +SKIP
     >>> cellsmith.tl.dp_kmeans(adata, n_clusters=8, epsilon=1.0, use_rep="X_dp_pca")  # doctest: +SKIP
     """
-    _keys.validate(key_added)
+    _record.check_free(adata, key_added, "dp_kmeans", names={"obs": ("{k}",)})
     target = adata.copy() if copy else adata
     if use_rep not in target.obsm:
         raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, target.obsm)}")

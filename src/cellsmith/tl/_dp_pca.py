@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellsmith import _keys, _record
+from cellsmith import _record
 from cellsmith._errors import SetupError
 from cellsmith._rng import Streams, resolve_seed
 from cellsmith.data import panel as panels
@@ -96,7 +96,8 @@ def dp_pca(
     >>> adata = cellsmith.datasets.kang_pbmc()
     >>> cellsmith.tl.dp_pca(adata, epsilon=4.0, gene_panel=500)  # doctest: +SKIP
     """
-    _keys.validate(key_added)
+    written = {"obsm": ("X_{k}",), "varm": ("{k}_loadings",)}
+    _record.check_free(adata, key_added, "dp_pca", names=written)
     target = adata.copy() if copy else adata
     panel = panels.panel_of(target.var, gene_panel, panel_is_public=panel_is_public)
     units, n_units = panels.unit_codes(target.obs, privacy_unit_key)

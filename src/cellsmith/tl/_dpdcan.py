@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellsmith import _keys
+from cellsmith import _record
 from cellsmith.tl._door import open_door
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["dpdcan"]
+
+WRITTEN = {
+    "obs": ("{k}", "{k}_confidence", "{k}_margin", "{k}_entropy"),
+    "obsm": ("X_{k}", "{k}_proba"),
+}
 
 
 def dpdcan(
@@ -84,7 +89,7 @@ def dpdcan(
     from cellsmith.model import DPDCAN
 
     # Before any budget is spent, not after.
-    _keys.validate(key_added)
+    _record.check_free(adata, key_added, "dpdcan", names=WRITTEN, overwrite=overwrite)
     model, _ = open_door(
         DPDCAN,
         adata,

@@ -285,6 +285,14 @@ def test_the_door_writes_the_same(make: Any) -> None:
         cellsmith.tl.dp_pca(out, epsilon=1.0)
 
 
+def test_earlier_results_on_the_same_cells_are_added_up(make: Any) -> None:
+    adata = make()
+    cellsmith.tl.dp_pca(adata, epsilon=2.0)
+    DPDCAN.setup_anndata(adata)
+    with pytest.warns(PrivacyWarning, match=r"bounded by epsilon 6 and delta 2e-05"):
+        DPDCAN(adata, **SMALL)
+
+
 def test_labels_cannot_steer_anything(trained: DPDCAN, tmp_path: Path, fit: Any, make: Any) -> None:
     shuffled, without = make(), make()
     shuffled.obs["cell_type"] = shuffled.obs["cell_type"].to_numpy()[::-1]

@@ -201,6 +201,7 @@ class DPDCAN(HygieneMixin, QueryMixin, PublishedMixin, TrainingMixin, CellModel)
                 # A power of ten: the largest delta allowed would tell the number of units.
                 delta = 10.0 ** math.floor(math.log10(delta) + 1e-9)
         panels.check_budget(epsilon, delta, n_units)
+        panels.warn_of_earlier(self._count_adata().uns, epsilon=epsilon, delta=delta)
         self.ledger_ = Ledger(epsilon, delta, accountant=self._given["accountant"])
         self.facts_ = {"n_units": n_units}
 
