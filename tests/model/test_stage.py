@@ -284,3 +284,24 @@ def test_a_solve_decides_which_stages_follow_and_a_watcher_sees_the_means(
     assert [set(means) >= {"loss", "reconstruction", "kl"} for means in seen] == [True, True]
     history = untrained.history_["autoencode/validation_loss"].iloc[:, 0]
     assert [means["loss"] for means in seen] == pytest.approx(list(history), rel=1e-6)
+
+
+def test_what_happens_between_epochs_may_end_the_stage(
+    untrained: SCLD, trained_for_a_moment: Callable[..., SCLD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    declared = type(untrained).stages
+
+    def stages(model: SCLD) -> tuple[Stage, ...]:
+        first, *rest = declared(model)
+        return (replace(first, between="pause"), *rest)
+
+    def pause(module: Any, epoch: int, n_epochs: int) -> bool:
+        seen.append((epoch, n_epochs))
+        return epoch == 2
+
+    monkeypatch.setattr(type(untrained), "stages", stages)
+    monkeypatch.setattr(type(untrained.module), "pause", pause, raising=False)
+    trained_for_a_moment(untrained, max_epochs={"autoencode": 5, "diffuse": 1})
+    assert seen == [(1, 5), (2, 5)]
+    assert len(untrained.history_["autoencode/train_loss"]) == 2

@@ -75,6 +75,7 @@ def test_written_graph_serves_scanpy_and_survives_files(model: SCAGC, tmp_path: 
     """E14."""
     adata = model.adata.copy()
     model.write(adata, key_added="mine")
+    assert (adata.obsp["mine_connectivities"] != model.get_learned_graph()).nnz == 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sc.tl.leiden(adata, neighbors_key="mine", flavor="igraph", n_iterations=2)
@@ -90,7 +91,8 @@ def test_written_graph_serves_scanpy_and_survives_files(model: SCAGC, tmp_path: 
     adata.write_h5ad(tmp_path / "a.h5ad")
     adata.write_zarr(tmp_path / "a.zarr")
     for back in (read_h5ad(tmp_path / "a.h5ad"), read_zarr(tmp_path / "a.zarr")):
-        np.testing.assert_array_equal(back.obsp["mine_connectivities"].toarray(), model.get_learned_graph().toarray())
+        # UMAP drops the weakest edges of the graph that it is given
+        assert (back.obsp["mine_connectivities"] != adata.obsp["mine_connectivities"]).nnz == 0
         assert list(back.uns["mine"]["classes"]) == list(model.classes)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cellsmith import _record
 from cellsmith.math import assign
+from cellsmith.nn.propagation import DEFAULT_BACKEND
 
 if TYPE_CHECKING:
     from cellsmith.model.scagc.mapping import QueryMap
@@ -101,6 +102,7 @@ def _block(model: Any, *, key: str | None = None) -> dict[str, Any]:
             extra={
                 "variant": model._variant,
                 "graph": model._graph,
+                "backend": DEFAULT_BACKEND,
                 "trained": not model.is_untrained_,
                 "bytes": sum(b.numel() * b.element_size() for b in model.module.fitted.buffers()),
                 "learned_graph_claim": CLAIM,
