@@ -6,6 +6,7 @@ their absence: a bound below the claim says nothing. :func:`check_privacy_wiring
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -248,7 +249,9 @@ def _of_model(model: Any) -> tuple[Callable[..., Any], dict[str, Any], dict[str,
     module, plan = model.module, model.privacy_plan
     if plan is None or not plan.trained:
         raise PrivacyError("This model trains nothing by gradients, or was not trained yet: there is no loss to test.")
-    parameters = {k: p.detach().cpu() for k, p in module.named_parameters() if k.startswith(plan.trained)}
+    # A copy in double precision: norms of many rounded coordinates would be off by more than the tolerance.
+    module = copy.deepcopy(module).cpu().double()
+    parameters = {k: p.detach() for k, p in module.named_parameters() if k.startswith(plan.trained)}
     noised = {k: p for k, p in parameters.items() if k.startswith(plan.noised)} if plan.noised else {}
     hidden = {k: p for k, p in parameters.items() if k not in noised}
     if not noised:

@@ -283,7 +283,8 @@ class DPDCANModule(BaseModuleClass):
         counts = g.poisson(rate).astype(np.float32)
         counts[1] = 0
         counts[-1] *= 100
-        return {"x": torch.from_numpy(counts), "batch": torch.from_numpy(g.integers(0, self.n_batch, n_cells))}
+        x = torch.from_numpy(counts).to(self.intercept.dtype)
+        return {"x": x, "batch": torch.from_numpy(g.integers(0, self.n_batch, n_cells))}
 
     def unit_losses(self, params: Mapping[str, Tensor], data: Mapping[str, Tensor], weights: Any) -> Tensor:
         """Return :meth:`losses` as a function of parameters, for ``torch.func``."""
