@@ -12,11 +12,12 @@ from cellsmith.benchmark._annotation.results import number, points
 from cellsmith.benchmark._distillation.cases import EMBEDDED, FILES
 from cellsmith.benchmark._distillation.results import Gap, Results
 
-__all__ = ["BARS", "METACELLS", "SCDD"]
+__all__ = ["BARS", "METACELLS", "NOT_RUN", "SCDD"]
 
 SCDD, READERS = "scdd", "scdd_readers"
 METACELLS = ("metacell", "metacell_mean_log")
 BUDGETS = (1, 5, 10)
+NOT_RUN = "not run on two cuts"
 SLACK = 1e-9
 OTHERS = tuple(f for f in FILES if f != EMBEDDED)
 
@@ -51,7 +52,7 @@ def _against(
         meets = all(must[place].met(gap) for place, gap in gaps.items())
         exceeds = all(stretch[place].met(gap) for place, gap in gaps.items() if place in stretch)
         left = len(must) - len(gaps)
-        text = "; ".join(parts) + (f"; {left} of {len(must)} not run" if left else "")
+        text = "; ".join(parts) + (f"; {left} of {len(must)} {NOT_RUN}" if left else "")
         return Measured(text, meets, exceeds if stretch and not left else None)
 
     return measure

@@ -9,7 +9,7 @@ import numpy as np
 
 from cellsmith.benchmark._annotation.bars import mark
 from cellsmith.benchmark._annotation.results import number, points
-from cellsmith.benchmark._distillation.bars import BARS, METACELLS, SCDD
+from cellsmith.benchmark._distillation.bars import BARS, METACELLS, NOT_RUN, SCDD
 from cellsmith.benchmark._distillation.cases import EMBEDDED, FILES
 from cellsmith.benchmark._distillation.compare import COLUMNS
 from cellsmith.benchmark._distillation.peers import FULL
@@ -26,7 +26,7 @@ COMMANDS = """```bash
 python -m cellsmith.benchmark distillation --data <directory>
 ```"""
 ENOUGH = 20
-PARTS = f"""Two cuts of {EMBEDDED} that no other table has: settings were tried there, so that these numbers say
+PARTS = f"""Cuts of {EMBEDDED} that no other table has: settings were tried there, so that these numbers say
 which part does something, not how well it will do. Differences are points of accuracy. In the columns `lr` and `mlp`
 with `soft` beside them stand accuracies after learning from hard labels and from the class probabilities of a
 cross-fitted teacher. `CPU-s` of the first row with a model includes its training."""
@@ -51,7 +51,10 @@ def _bars(results: Results) -> str:
     rows = []
     for bar in BARS:
         found = bar.measure(results)
-        rows.append([bar.check, bar.must, bar.stretch, "-" if found is None else found.text, mark(bar, found)])
+        text = "-" if found is None else found.text
+        # What was run says nothing of what was not.
+        verdict = mark(bar, found) + (" so far" if text.endswith(NOT_RUN) and found.meets else "")
+        rows.append([bar.check, bar.must, bar.stretch, text, verdict])
     return _grid(["check", "must", "stretch", "found", ""], rows)
 
 
@@ -152,7 +155,7 @@ for cells which cuts share."""
             out += [f"## {file}", "", _runs(results, file) + ".", "", "Accuracy:", "", _accuracy(results, file), ""]
             out += ["Mean of three classifiers, method minus metacells:", "", _differences(results, file), ""]
     if len(ablation.rows):
-        out += ["## What each part earns", "", PARTS, "", _ablation(ablation), ""]
+        out += ["## What each part earns", "", PARTS, "", _runs(ablation, EMBEDDED) + ".", "", _ablation(ablation), ""]
     out += ["## Cost", "", _cost(results), "", "## Not run", "", _absent(results), ""]
     out += ["## Notes", "", notes.strip(), ""]
     return "\n".join(out)
