@@ -15,7 +15,7 @@ from cellsmith.benchmark._clustering.cases import FILES
 from cellsmith.benchmark._clustering.compare import COLUMNS, FACTS
 from cellsmith.benchmark._clustering.methods import METHODS
 from cellsmith.benchmark._clustering.results import MAIN, THREE, Clusters, over_files
-from cellsmith.benchmark._clustering.scoring import GRID, KMEANS, MATCHED, MERGED, MERGED_TO, OWN
+from cellsmith.benchmark._clustering.scoring import GIVEN, GRID, KMEANS, MATCHED, MERGED, MERGED_TO, OWN
 from cellsmith.benchmark._store import SPEED, Store
 
 __all__ = ["report"]
@@ -28,7 +28,7 @@ python -m cellsmith.benchmark clustering --out docs/benchmarks --methods "PCA 50
 python -m cellsmith.benchmark clustering --out docs/benchmarks --methods --propagation
 ```"""
 UNKNOWN = (OWN, "Leiden 0.3", "Leiden 0.5", "Leiden 1.0", MERGED)
-KNOWN = (MATCHED, KMEANS, MERGED_TO)
+KNOWN = (GIVEN, MATCHED, KMEANS, MERGED_TO)
 CLAIMS = {
     "clustering": "C1, C2 and E4 pass: better clusters may be claimed of the learned graph.",
     "hubness": "C1, C2 or E4 fails: **no better clustering is claimed of the learned graph.** What is left of the "
@@ -114,8 +114,13 @@ def _page(rows: pd.DataFrame, facts: pd.DataFrame, speed: pd.DataFrame, notes: s
     out += [
         f"At most {int(MAIN):,} cells of a file, drawn once at random, for the time that scVI takes; seeds are those"
     ]
-    out += ["of methods and readings. All methods get the same cells and 2,000 genes, chosen without labels. Methods"]
-    out += ["are told the batch of kang_ifnb, where it is the condition, and of no other file; PCA ignores it.", ""]
+    out += [
+        "of methods and readings. `auto` and `given` are clusters of a method itself, without and with the number of"
+    ]
+    out += [
+        "types; the other readings are the same for all. All methods get the same cells and 2,000 genes, chosen without"
+    ]
+    out += ["labels, and are told the batch of kang_ifnb (the condition) and of no other file; PCA ignores it.", ""]
     out += ["## The bars", "", _bars(results), "", CLAIMS[claim(results)], ""]
     out += ["## Number of types unknown", "", _track(results, UNKNOWN), ""]
     out += ["## Number of types given", "", _track(results, KNOWN), ""]

@@ -16,6 +16,7 @@ from cellsmith.math.enrichment import merge_by_markers
 from cellsmith.metrics import ari, homophily, hubness, macro_f1, nmi, rare_f1
 
 __all__ = [
+    "GIVEN",
     "GRID",
     "KMEANS",
     "KNN",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 GRID = (0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5)
-MATCHED, KMEANS, OWN = "Leiden, K", "k-means, K", "auto"
+MATCHED, KMEANS, OWN, GIVEN = "Leiden, K", "k-means, K", "auto", "given"
 MERGED, MERGED_TO = "Leiden 0.5, merged", "Leiden 0.5, merged to K"
 START = 0.5
 KNN = "kNN, "
