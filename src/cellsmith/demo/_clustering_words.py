@@ -30,15 +30,15 @@ WAYS = (
     ),
     (
         TRAINED,
-        "The same, with links that a network learns together with the positions of the cells. A tenth of the usual "
+        "The same, with links that a network learns together with the positions of the cells. A third of the usual "
         "training, so that this page is done soon.",
     ),
 )
 
 LIMITS = (
     "One data set and one seed: differences of two or three hundredths are within what another seed would change.",
-    "**Training does not beat the way without training on the data that we tried.** Take the latter first; the user "
-    "guide has the numbers.",
+    "**Training gains a hundredth or two at best on the data that we tried, and sometimes loses.** Begin without; the "
+    "user guide has the numbers.",
     "Merging asks for marker genes in both directions. A type that is marked only by what it lacks is merged away, and "
     "so is one that counts are too shallow to tell.",
     "The names are those of the authors, who also clustered. They are no truth.",

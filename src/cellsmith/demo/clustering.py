@@ -157,7 +157,7 @@ def _opening(context: Context, run: _Run) -> list[Block]:
         "them, with a penalty on cells that everybody links to. Names were put aside until the scores.",
         Tiles(
             [
-                (str(run.cells.obs["scagc"].nunique()), f"clusters, after {n_merges} merges for want of marker genes"),
+                (str(run.cells.obs["scagc"].nunique()), f"clusters; merges for want of marker genes: {n_merges}"),
                 (f"{run.share_right:.2f}", f"of {run.n_new} new cells placed in a cluster of their own type"),
                 (
                     f"{report['largest_degree']}",
