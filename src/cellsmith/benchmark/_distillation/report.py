@@ -44,7 +44,8 @@ def _interval(gap: Gap) -> str:
     if gap.runs == 1:
         return points(gap.mean)
     plain = f"[{points(gap.low)}, {points(gap.high)}]"
-    return f"{points(gap.mean)} {plain} ({points(gap.corrected_low)}, {points(gap.corrected_high)})"
+    corrected = f"({points(gap.corrected_low)}, {points(gap.corrected_high)})"
+    return f"{points(gap.mean)} {plain} {corrected}, {gap.runs} cuts"
 
 
 def _bars(results: Results) -> str:
@@ -80,8 +81,9 @@ def _accuracy(results: Results, file: str) -> str:
     for method, budget in _places(results, file):
         get = [results.mean(file, method, budget=budget, model=m) for m in (*MODELS, MEAN)]
         get += [results.mean(file, method, budget=budget, metric=m) for m in ("macro_f1", "rare_recall")]
-        rows.append([str(budget) if budget else "all", method, *map(number, get)])
-    return _grid(["a class", "method", *MODELS, MEAN, "macro-F1", "rare recall"], rows)
+        cuts = len(results.values(file, method, budget=budget, model="lr"))
+        rows.append([str(budget) if budget else "all", method, *map(number, get), str(cuts)])
+    return _grid(["a class", "method", *MODELS, MEAN, "macro-F1", "rare recall", "cuts"], rows)
 
 
 def _differences(results: Results, file: str) -> str:
@@ -179,6 +181,6 @@ def report(out: Path) -> Path:
         # Settings of the documentation builder, for a file that is no page of its own.
         text = text.split("---\n", 2)[2]
     page = out / "distillation.md"
-    tables = [Results(Store(COLUMNS, out / name).table) for name in ("distillation.csv", ABLATION_TABLE)]
-    page.write_text(_page(*tables, text), encoding="utf-8")
+    main, ablation = (Results(Store(COLUMNS, out / name).table) for name in ("distillation.csv", ABLATION_TABLE))
+    page.write_text(_page(main, ablation, text), encoding="utf-8")
     return page
