@@ -30,11 +30,13 @@ setup: $(STAMP)  ## set up a contributor's environment in .venv
 
 # as below: two threads took longer than one wherever another program ran
 demo: export OMP_NUM_THREADS ?= 1
+demo: export NUMBA_NUM_THREADS ?= 1
 demo: $(STAMP)  ## run the demonstration on the embedded data
 	$(BIN)/cellsmith demo
 
 # tensors of the tests are too small for threads, which only wait for each other
 test: export OMP_NUM_THREADS ?= 1
+test: export NUMBA_NUM_THREADS ?= 1
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
