@@ -16,6 +16,8 @@ __all__ = ["ARMS", "FREE", "clusters", "embed"]
 
 N_STARTS = 20
 WHOLE_STEPS = 100
+# For arms on which it has no influence.
+ANY_BUDGET = 8.0
 
 
 def _panel_input(case: Case) -> np.ndarray:
@@ -47,7 +49,8 @@ def _model(**given: Any) -> Callable[[Case, float], np.ndarray]:
 
         cells = case.cells.copy()
         DPDCAN.setup_anndata(cells, gene_panel=case.panel)
-        model = DPDCAN(cells, n_clusters=case.n_clusters, target_epsilon=epsilon, unsafe_reproducible=True, **given)
+        budget = epsilon if np.isfinite(epsilon) else ANY_BUDGET
+        model = DPDCAN(cells, n_clusters=case.n_clusters, target_epsilon=budget, unsafe_reproducible=True, **given)
         model.train(seed=case.seed, accelerator="cpu", enable_progress_bar=False)
         return model.get_latent_representation()
 

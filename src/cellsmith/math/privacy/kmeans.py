@@ -150,6 +150,8 @@ def private_kmeans(
     *,
     mu: float,
     radius: float = 1.0,
+    offset: Floats | None = None,
+    spread: Floats | None = None,
     n_iterations: int = 5,
     n_starts: int = 10,
     units: npt.NDArray[np.intp] | None = None,
@@ -167,6 +169,11 @@ def private_kmeans(
         Of all releases together: sqrt(sum of (sensitivity / sd)^2).
     radius
         Of the ball, chosen without looking at the data.
+    offset
+        (d,) centre of the ball, public or private; None is 0.
+    spread
+        (d,) standard deviation of the starts around it, public or private; None draws them from the whole ball, which
+        in many dimensions puts all cells nearest to one start.
     n_iterations
         Lloyd steps; each releases sums and counts, joint sensitivity sqrt(2).
     n_starts
@@ -190,8 +197,13 @@ def private_kmeans(
             f"Found n_clusters={n_clusters}, n_iterations={n_iterations}, n_starts={n_starts}, radius={radius}; "
             "expected positive numbers."
         )
-    points = in_ball(z, radius) / radius
-    starts = random_starts(n_starts, n_clusters, points.shape[1], generator)
+    middle = 0.0 if offset is None else np.asarray(offset, dtype=np.float64)
+    points = in_ball(np.asarray(z, dtype=np.float64) - middle, radius) / radius
+    if spread is None:
+        starts = random_starts(n_starts, n_clusters, points.shape[1], generator)
+    else:
+        drawn = generator.standard_normal((n_starts * n_clusters, points.shape[1])) * (spread / radius)
+        starts = in_ball(drawn, 1.0).reshape(n_starts, n_clusters, -1)
     sigma_start, sigma_step = kmeans_noise(mu, n_iterations)
     scores = _unit_sum(score_starts(points, starts), units)
     scores = scores + generator.standard_normal(n_starts) * sigma_start * np.sqrt(n_starts)
@@ -204,7 +216,7 @@ def private_kmeans(
         counts = table[:, -1]
         moved = table[:, :-1] / np.maximum(counts, 1.0)[:, None]
         centers = in_ball(np.where(counts[:, None] < 1, centers, moved), 1.0)
-    return KMeansRelease(centers * radius, counts)
+    return KMeansRelease(centers * radius + middle, counts)
 
 
 def _unit_sum(rows: Floats, units: npt.NDArray[np.intp] | None) -> Floats:

@@ -282,6 +282,17 @@ class TrainingMixin:
         self._open_cells(streams)
         return self._table
 
+    def _kmeans_frame(self, n_latent: int) -> dict[str, Any]:
+        """Return where private k-means looks, from released eigenvalues: around the mean direction, along signal."""
+        if self._given["mode"] != "dp_pca_init":
+            return {}
+        power = np.maximum(self.eigenvalues_, 0.0) / self.privacy_plan.n_units
+        width = np.sqrt(np.where(np.arange(len(power)) < max(2, self.n_above_edge_), power, 0.0))[:n_latent]
+        # Rows are counts, so that the first axis holds their mean; the others hold how cells differ.
+        offset = np.zeros(n_latent)
+        offset[0], width[0] = min(1.0, width[0]), 0.0
+        return {"offset": offset, "spread": width, "radius": float(min(1.0, max(1e-3, 2 * np.linalg.norm(width))))}
+
     def _seed_centers(self, streams: Streams) -> None:
         """Put private k-means centres of the latents into the module; their sizes weigh the targets."""
         if "kmeans" in self.released_:  # paid for before an interruption
@@ -296,6 +307,7 @@ class TrainingMixin:
             mu=plan.mu["kmeans"],
             units=self._units,
             generator=self._noise,
+            **self._kmeans_frame(z.shape[1]),
             **KMEANS,
         )
         self.released_ = [*self.released_, "kmeans"]
