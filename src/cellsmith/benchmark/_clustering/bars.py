@@ -173,7 +173,7 @@ def _batch(results: Clusters) -> Measured | None:
 
 
 BARS: tuple[Bar, ...] = (
-    Bar("E1 labels absent, permuted, present", "bit-identical outputs", "-", lambda _: None, "tests/house"),
+    Bar("E1 labels absent, permuted, present", "bit-identical outputs", "-", lambda _: None, "tests/model/scagc"),
     Bar(
         "E2 number unknown: mean of ARI, NMI, F1",
         ">= best fixed resolution on PCA or scVI; ARI >= .66",
