@@ -37,7 +37,7 @@ WAYS = (
 
 LIMITS = (
     "One data set and one seed: differences of two or three hundredths are within what another seed would change.",
-    "**Training gains a hundredth or two at best on the data that we tried, and sometimes loses.** Begin without; the "
+    "**Training gains one to four hundredths on the data that settings were tried on, and loses on others.** Begin without; the "
     "user guide has the numbers.",
     "Merging asks for marker genes in both directions. A type that is marked only by what it lacks is merged away, and "
     "so is one that counts are too shallow to tell.",
