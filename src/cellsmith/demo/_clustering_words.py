@@ -37,8 +37,8 @@ WAYS = (
 
 LIMITS = (
     "One data set and one seed: differences of two or three hundredths are within what another seed would change.",
-    "**Training gains one to four hundredths on the data that settings were tried on, and loses on others.** Begin without; the "
-    "user guide has the numbers.",
+    "**Training gains one to four hundredths on the data that settings were tried on, and loses on others.** Begin "
+    "without; the user guide has the numbers.",
     "Merging asks for marker genes in both directions. A type that is marked only by what it lacks is merged away, and "
     "so is one that counts are too shallow to tell.",
     "The names are those of the authors, who also clustered. They are no truth.",
