@@ -77,7 +77,9 @@ ARMS: dict[str, Callable[[Case, float], np.ndarray]] = {
     "dp_pca 32": _dp_pca(32),
     "DPDCAN 0.7": _model(dp_pca_fraction=0.7),
     "DPDCAN whole": _model(mode="whole", n_latent=16, n_steps=WHOLE_STEPS, learning_rate=2e-3),
-    "DPDCAN frozen": _model(mode="frozen_decoder", n_latent=16, n_steps=WHOLE_STEPS, learning_rate=2e-3),
+    "DPDCAN frozen": _model(
+        mode="frozen_decoder", dp_pca_fraction=0.7, n_latent=16, n_steps=WHOLE_STEPS, learning_rate=2e-3
+    ),
     "published, no guarantee": _model(mode="reference"),
     "random projection 32": _projection,
     "untrained encoder": _model(mode="whole", n_latent=16, n_steps=1, learning_rate=1e-12),

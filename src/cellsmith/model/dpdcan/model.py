@@ -56,7 +56,7 @@ class DPDCAN(HygieneMixin, QueryMixin, PublishedMixin, TrainingMixin, CellModel)
     dp_pca_fraction
         Part of epsilon that the private axes may use alone. 1.0, the default: no private gradients at all, since on no
         file of the benchmark did they win back what they cost. Below 1, for example 0.7, a decoder is trained as well,
-        which ``generate`` needs.
+        which ``generate`` needs; "frozen_decoder" without public cells must have less than 1.
     cluster_head
         "local": clusters of your own cells, not released; "dp": centres that may be released, paid for.
     latent_density
