@@ -142,7 +142,7 @@ def _tables(shift):
     for file in FILES:
         for method in METHODS:
             high = 0.6 + shift * (method == SCAGC)
-            names = [*(f"Leiden {r}" for r in GRID), MATCHED, KMEANS, OWN]
+            names = [*(f"Leiden {r}" for r in GRID), MATCHED, MERGED_TO, KMEANS, OWN]
             names += [] if method in (PCA, SCVI) else [f"{KNN}Leiden {r}" for r in GRID]
             for seed in (0, 1, 2):
                 head = {"cells": MAIN, "file": file, "seed": seed, "method": method}

@@ -282,7 +282,7 @@ def test_clusters_are_those_of_the_exported_graph(model: SCAGC) -> None:
     ours = model.get_learned_graph()
     order = np.random.default_rng(0).permutation(ours.shape[0])
     other = ours[order][:, order]
-    kwargs: dict[str, Any] = {"counts": lambda: None, "batches": None, "perturbed": lambda n: []}
+    kwargs: dict[str, Any] = {"counts": lambda: model.adata.X, "batches": None, "perturbed": lambda n: []}
     first = choose_clusters(ours, 3, streams=Streams(0), **kwargs).labels
     second = choose_clusters(other, 3, streams=Streams(0), **kwargs).labels
     assert adjusted_rand(first, second) < 0.5

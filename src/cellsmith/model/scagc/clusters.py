@@ -75,10 +75,14 @@ def choose_clusters(
     seed = streams.integer("init", 2)
     if wanted is None:
         return ClusterChoice()
-    if wanted == "auto":
-        return _by_markers(connectivities, counts(), batches, streams=streams)
     if wanted == "stability":
         return _by_stability(connectivities, perturbed, seed=seed)
+    start = graph.leiden(connectivities, resolution=RESOLUTION, seed=seed)
+    if wanted == "auto":
+        return _by_markers(start, counts(), batches, streams=streams)
+    # Merging says which clusters belong together; a lower resolution merges the small ones, whatever they express.
+    if start.max() + 1 >= int(wanted):
+        return _by_markers(start, counts(), batches, streams=streams, n_clusters=int(wanted))
     labels, resolution = graph.leiden_exact(connectivities, int(wanted), seed=seed)
     notes = []
     if resolution is None:
@@ -87,12 +91,16 @@ def choose_clusters(
 
 
 def _by_markers(
-    connectivities: sparse.csr_matrix, counts: sparse.csr_matrix, batches: np.ndarray | None, *, streams: Streams
+    start: np.ndarray,
+    counts: sparse.csr_matrix,
+    batches: np.ndarray | None,
+    *,
+    streams: Streams,
+    n_clusters: int | None = None,
 ) -> ClusterChoice:
-    """Leiden, then merge; tested on half of the counts, so that less of the noise that clusters follow is there."""
-    start = graph.leiden(connectivities, resolution=RESOLUTION, seed=streams.integer("init", 2))
+    """Merge clusters; tested on half of the counts, so that less of the noise that clusters follow is there."""
     half = binomial_thin(counts, 0.5, generator=streams.numpy("augment"))
-    labels, path = merge_by_markers(half, start, batches=batches)
+    labels, path = merge_by_markers(half, start, n_clusters=n_clusters, batches=batches)
     n = len(path.first)
     merges = {
         "step": np.arange(1, n + 1),
@@ -103,7 +111,7 @@ def _by_markers(
         "n_clusters": np.asarray(path.n_clusters, dtype=np.int64),
     }
     notes = []
-    if labels.max() == 0:
+    if labels.max() == 0 and n_clusters is None:
         notes = [
             f"All cells form one cluster: no two groups have {path.threshold:g} marker genes in each direction. If you "
             "know better, type n_clusters=<number>."

@@ -156,7 +156,7 @@ class SamplingMixin:
         columns = self._columns_of_training()
         if self.n_clusters_ is not None:
             columns[CLUSTER] = self.predict()
-        fits = np.ones(len(self.module.fitted.z), dtype=bool)
+        fits = np.ones(len(self.module.fitted.z), dtype=np.bool_)
         for name, value in condition.items():
             if name not in columns:
                 raise SetupError(f"condition names {name!r}, which is no registered column. {nearest(name, columns)}")

@@ -177,7 +177,7 @@ class TrainingMixin:
         self._cells = IndexedCells(self._reader, counts)
         self.module.median_total.fill_(float(np.median(library_totals(counts))))
         if REGISTRY_KEYS.SIZE_FACTOR_KEY in self.adata_manager.data_registry:
-            factor = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float)
+            factor = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=np.float64)
             self.module.median_factor.fill_(float(np.median(factor)))
         self._first: FirstSpace = first_space(counts, self._given_rep())
         batches = self._sample_batches()
@@ -320,7 +320,7 @@ class TrainingMixin:
             self.n_clusters_ = int(choice.labels.max()) + 1
             if self._cluster_head == "dec" and module.centers is None:
                 module.centers = torch.nn.Parameter(_means(z, choice.labels))
-        self.reference_ = np.asarray(self.adata.obs_names, dtype=object)
+        self.reference_ = np.asarray(self.adata.obs_names, dtype=np.object_)
         self.graph_ = {
             "n_bridges": exported.n_bridges,
             "n_components": exported.n_bridges + 1,
