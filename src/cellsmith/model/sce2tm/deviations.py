@@ -35,10 +35,10 @@ DEVIATIONS = (
     Deviation(
         "transport term",
         "kernel exp(-20 D) with a guard of 1e-16, above its values at the start; gradient through the sweeps",
-        "log domain (T12); gradient of the exact plan (T13), each solve begun where the last one ended; through the sweeps "
-        'in variant="paper"; the plan held fixed is offered for comparison only',
-        "the same topics with 3 sweeps a solve instead of 30; with the plan held fixed diversity falls from .80 to .57, "
-        "below no term at all",
+        "log domain (T12); gradient of the exact plan (T13), each solve begun where the last one ended; through the "
+        'sweeps in variant="paper"; the plan held fixed is offered for comparison only',
+        "the same topics with 3 sweeps a solve instead of 30; with the plan held fixed diversity falls from .80 to "
+        ".57, below no term at all",
         "tests/parity/test_sce2tm.py::test_transport_term_in_the_log_domain_equals_the_kernel_form",
     ),
     Deviation(

@@ -121,8 +121,8 @@ class PerturbationMixin:
         fdr
             Largest adjusted p-value (Benjamini-Hochberg over the topics).
         min_effect
-            Smallest absolute effect: difference of the means of mu in standard deviations over the training cells. Where
-            every type answers with topics of its own, none of them differs by much over all cells.
+            Smallest absolute effect: difference of the means of mu in standard deviations over the training cells.
+            Where every type answers with topics of its own, none of them differs by much over all cells.
 
         Returns
         -------
