@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from cellsmith._compat import kept_threads
 from cellsmith._rng import Streams
 from cellsmith.benchmark._annotation.cases import Case, Cells, codes_of
 from cellsmith.benchmark._annotation.compare import run_case
@@ -43,7 +44,8 @@ def _components(adata: AnnData, n_genes: int, *, scale: bool) -> np.ndarray:
     import scanpy as sc
 
     if adata.n_vars > n_genes:
-        sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
+        with kept_threads():
+            sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
         adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()
     if scale:
         adata = adata.copy()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellsmith._compat import kept_threads
 from cellsmith.benchmark._files import load
 from cellsmith.benchmark._missingness import peers
 from cellsmith.benchmark._missingness.mechanisms import Mechanism, apply_mask, depth_of
@@ -137,7 +138,8 @@ def prepare(adata: Any, *, file: str, labels_key: str | None = "cell_type") -> C
     sc.pp.normalize_total(new, target_sum=1e4)
     sc.pp.log1p(new)
     if new.n_vars > MAX_GENES:
-        sc.pp.highly_variable_genes(new, n_top_genes=MAX_GENES)
+        with kept_threads():
+            sc.pp.highly_variable_genes(new, n_top_genes=MAX_GENES)
         new = new[:, new.var["highly_variable"].to_numpy()]
     labels = None if labels_key is None else adata.obs[labels_key].to_numpy(dtype=object)[cells]
     return Complete(file, new.X.toarray(), depth_of(totals[cells]), labels)
