@@ -13,13 +13,14 @@ from scipy import sparse, stats
 import cellsmith as cs
 from cellsmith._errors import DataWarning, SetupError
 from cellsmith.benchmark.__main__ import main
-from cellsmith.benchmark._distillation import bars, peers, recipe, scoring
+from cellsmith.benchmark._distillation import bars, peers, recipe, scoring, speed, transfer
 from cellsmith.benchmark._distillation.cases import cut, labelled_counts
-from cellsmith.benchmark._distillation.compare import COLUMNS
+from cellsmith.benchmark._distillation.compare import COLUMNS, Recipe
 from cellsmith.benchmark._distillation.expression import matched_expression
-from cellsmith.benchmark._distillation.report import ABLATION_TABLE, report
+from cellsmith.benchmark._distillation.report import ABLATION_TABLE, SPEED_TABLE, TRANSFER_TABLE, report
 from cellsmith.benchmark._distillation.results import Results
-from cellsmith.benchmark._store import Store
+from cellsmith.benchmark._store import SPEED, Store
+from cellsmith.math import matching
 
 FAST = {"models": ("lr", "knn1"), "n_seeds": 1, "n_splits": 2, "methods": ("full", "random", "metacell")}
 
@@ -352,3 +353,80 @@ def test_the_command_runs_the_embedded_file(tmp_path, monkeypatch) -> None:
     rows = pd.read_csv(tmp_path / "distillation.csv")
     assert set(rows["method"]) == {"full", "metacell"}
     assert "## pbmc68k_reduced" in (tmp_path / "distillation.md").read_text()
+
+
+@pytest.fixture
+def two_batches(cells) -> ad.AnnData:
+    own = cells.copy()
+    own.obs["cell_type"] = own.obs["kind"]
+    own.obs["batch"] = pd.Categorical(np.array(["one", "two"])[np.arange(own.n_obs) % 2])
+    return own
+
+
+def test_a_batch_is_tested_on_and_never_learnt_from(two_batches, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(transfer, "read", lambda file, directory: two_batches)
+    parts = list(transfer.cuts(tmp_path, transfer.TECHNOLOGIES, 1))
+    assert [p.file for p in parts] == ["pbmc_3tech, tested on one", "pbmc_3tech, tested on two"]
+    for part, tested in zip(parts, ("one", "two"), strict=True):
+        assert set(part.reading.test.obs["batch"]) == {tested}
+        assert set(part.reading.train.obs["batch"]) == {"one", "two"} - {tested}
+        # Four fifths of every class, rounded up: 20, 15 and 5 cells a batch.
+        assert part.reading.train.obs["cell_type"].value_counts().to_dict() == {"b": 16, "a": 12, "rare": 4}
+    again, other = (next(transfer.cuts(tmp_path, transfer.TECHNOLOGIES, s)) for s in (1, 2))
+    assert list(again.reading.train.obs_names) == list(parts[0].reading.train.obs_names)
+    assert list(other.reading.train.obs_names) != list(parts[0].reading.train.obs_names)
+
+
+def test_transfer_runs_its_methods_once(two_batches, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(transfer, "read", lambda file, directory: two_batches)
+    named = {"full": lambda train, n, rng: train, "within": transfer.metacells_within}
+    monkeypatch.setattr(transfer, "candidates", lambda: named)
+    store = Store(COLUMNS, tmp_path / "rows.csv")
+    options = {"files": [transfer.CONDITIONS], "seeds": [1], "budgets": [2], "recipe": Recipe(("knn1",), n_seeds=1)}
+    for _ in range(2):
+        transfer.transfer(tmp_path, store=store, **options)
+    accuracy = store.table[store.table["metric"] == "accuracy"]
+    assert len(accuracy) == 2 * 2
+    # One batch is left to learn from: two rows of each of three classes.
+    assert set(store.table.query("metric == 'n_rows' and method == 'within'")["value"]) == {6.0}
+
+
+def test_bars_of_transfer_and_speed_can_be_met_and_missed(tmp_path) -> None:
+    table = table_of({("full", 0): [0.8, 0.9], (transfer.WITHIN, 10): [0.78, 0.88]})
+    results = Results(table.assign(file="pbmc_3tech, tested on 5p"))
+    assert bars.TRANSFER_BARS[0].measure(results).meets
+    assert not bars.TRANSFER_BARS[0].measure(results).exceeds
+    values = {(m, 1): [0.7, 0.8] for m in bars.METACELLS} | {("full", 0): [0.8, 0.9]}
+    for ours, meets in (([0.69, 0.79], True), ([0.65, 0.79], False)):
+        rows = table_of({**values, ("scdd", 1): ours}).assign(file="kang_ifnb, tested on STIM")
+        assert bars.TRANSFER_BARS[1].measure(Results(rows)).meets is meets
+        rows = table_of({**values, (transfer.POOL[0], 1): ours})
+        assert bars.TRANSFER_BARS[2].measure(Results(rows)).meets is meets
+    assert bars.TRANSFER_BARS[3].measure(Results(rows)) is None
+    assert bars.SPEED_BARS[0].measure({"epoch_over_scvi": 1.2}).meets
+    assert not bars.SPEED_BARS[0].measure({"epoch_over_scvi": 1.4}).meets
+    assert bars.SPEED_BARS[1].measure({"epoch_over_scvi": 1.2}) is None
+
+
+def test_the_page_has_transfer_and_speed_where_they_were_run(tmp_path) -> None:
+    rows = table_of({("full", 0): [0.8, 0.9], ("scdd", 1): [0.7, 0.8]}).assign(file="kang_ifnb, tested on STIM")
+    Store(COLUMNS, tmp_path / TRANSFER_TABLE).add(rows.to_dict("records"))
+    Store(SPEED, tmp_path / SPEED_TABLE).add([{"quantity": "epoch_over_scvi", "value": 1.1, "detail": "toy"}])
+    text = report(tmp_path).read_text()
+    assert "### kang_ifnb, tested on STIM" in text
+    assert "| an epoch of the autoencoder over one of scVI | <= 1.3 | - | 1.100 | pass |" in text
+
+
+def test_plain_loops_choose_what_sketches_choose() -> None:
+    points = np.random.default_rng(0).normal(size=(30, 4))
+    assert speed.herding_loop(points, 5) == list(matching.herding(points, 5))
+    assert speed.kcenter_loop(points, 5) == list(matching.k_center(points, 5))
+
+
+def test_what_a_speed_run_lacks_is_added(monkeypatch, tmp_path) -> None:
+    jobs = {"first": (lambda: {"first": 1.0, "more": 2.0}, "toy"), "second": (lambda: {"second": 3.0}, "toy")}
+    monkeypatch.setattr(speed, "tasks", lambda directory: jobs)
+    store = Store(SPEED, tmp_path / "rows.csv")
+    store.add([{"quantity": "second", "value": 5.0, "detail": "before"}])
+    speed.speed(directory=tmp_path, store=store)
+    assert store.table.set_index("quantity")["value"].to_dict() == {"second": 5.0, "first": 1.0, "more": 2.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 from cellsmith.benchmark._annotation.bars import Bar, Measured
 from cellsmith.benchmark._annotation.results import number, points
 from cellsmith.benchmark._distillation.cases import EMBEDDED, FILES
+from cellsmith.benchmark._distillation.peers import FULL
 from cellsmith.benchmark._distillation.results import Gap, Results
+from cellsmith.benchmark._distillation.transfer import CONDITIONS, POOL, TECHNOLOGIES, WITHIN
 
-__all__ = ["BARS", "METACELLS", "NOT_RUN", "SCDD"]
+__all__ = ["BARS", "METACELLS", "NOT_RUN", "SCDD", "SPEED_BARS", "TRANSFER_BARS"]
 
 SCDD, READERS = "scdd", "scdd_readers"
 METACELLS = ("metacell", "metacell_mean_log")
@@ -196,3 +198,144 @@ BARS: tuple[Bar, ...] = (
     ),
 )
 """The rows of the acceptance table, in its order. Differences are paired over cuts, in points."""
+
+
+# --- transfer -----------------------------------------------------------------------------------------------------
+
+
+def _tested(results: Results, file: str) -> list[str]:
+    """Return the transfers of a file that were run, by name."""
+    return sorted({f for f in results.rows["file"] if f.startswith(f"{file}, tested on ")})
+
+
+def _retained(must: float, stretch: float) -> Callable[[Results], Measured | None]:
+    """Compare ten a class of every batch with all cells, each technology by itself."""
+
+    def measure(results: Results) -> Measured | None:
+        parts, ratios = [], []
+        for name in _tested(results, TECHNOLOGIES):
+            ours, full = (results.values(name, m, budget=10) for m in (WITHIN, FULL))
+            ratio = (ours / full).dropna()
+            if len(ratio) > 1:
+                ratios.append(float(ratio.mean()))
+                parts.append(f"{name.rsplit(' ', 1)[1]}: {number(ours.mean())} of {number(full.mean())}")
+        if not ratios:
+            return None
+        text = "; ".join(f"{part} = {ratio:.3f}" for part, ratio in zip(parts, ratios, strict=True))
+        return Measured(text, min(ratios) >= must - SLACK, min(ratios) >= stretch - SLACK)
+
+    return measure
+
+
+def _conditions(results: Results) -> Measured | None:
+    """Compare with the better of the two metacells, each way and budget by itself, and with all cells."""
+    parts, meets, exceeds = [], [], []
+    for name in _tested(results, CONDITIONS):
+        for budget in results.budgets(name):
+            gaps = [results.gap(name, SCDD, m, budget=budget) for m in METACELLS]
+            worst, full = min(gaps, key=lambda g: g.mean), results.gap(name, SCDD, FULL, budget=budget)
+            if worst.runs > 1:
+                ours = results.mean(name, SCDD, budget=budget)
+                parts.append(
+                    f"{name.rsplit(' ', 1)[1]} {budget}: {number(ours)}, {points(worst.mean)} to the better metacell, "
+                    f"{points(full.mean)} to all cells"
+                )
+                meets.append(worst.mean >= -0.02 - SLACK)
+                exceeds.append(full.mean > 0)
+    return Measured("; ".join(parts), all(meets), all(exceeds)) if parts else None
+
+
+def _pool(ours: str) -> Callable[[Results], Measured | None]:
+    """Compare with metacells by what was not in the pool: the mean of MLP and forest."""
+
+    def measure(results: Results) -> Measured | None:
+        parts, found = [], []
+        for budget in results.budgets(EMBEDDED):
+            gaps = [results.gap(EMBEDDED, ours, METACELLS[0], budget=budget, model=m) for m in ("mlp", "forest")]
+            if min(g.runs for g in gaps) > 1:
+                found.append(float(np.mean([g.mean for g in gaps])))
+                each = ", ".join(f"{m} {points(g.mean)}" for m, g in zip(("MLP", "forest"), gaps, strict=True))
+                parts.append(f"{budget}: {points(found[-1])} ({each})")
+        if not found:
+            return None
+        return Measured("; ".join(parts), min(found) >= -0.015 - SLACK, min(found) >= -SLACK)
+
+    return measure
+
+
+TRANSFER_BARS: tuple[Bar, ...] = (
+    Bar(
+        "within batch, 10 a class: learnt from two technologies, tested on the third, of all cells; mean of three",
+        ">= .95 each",
+        ">= .98",
+        _retained(0.95, 0.98),
+    ),
+    Bar(
+        "scDD from one condition to the other, mean of three",
+        ">= metacell - 2",
+        "> all cells",
+        _conditions,
+    ),
+    Bar("matching by a pool without MLPs minus metacell, MLP and forest", ">= -1.5", ">= 0", _pool(POOL[0])),
+    Bar("the same, its last iterate", ">= -1.5", ">= 0", _pool(POOL[1])),
+)
+"""Sets that serve where they were not made."""
+
+
+# --- seconds and memory -------------------------------------------------------------------------------------------
+
+
+def _within(
+    quantities: Mapping[str, str], *, most: float | None = None, least: float | None = None
+) -> Callable[[Mapping[str, float]], Measured | None]:
+    def measure(values: Mapping[str, float]) -> Measured | None:
+        if not set(quantities) <= set(values):
+            return None
+        text = "; ".join(f"{words}{number(values[q])}" for q, words in quantities.items())
+        low, high = (-np.inf if least is None else least), (np.inf if most is None else most)
+        return Measured(text, all(low <= values[q] <= high for q in quantities))
+
+    return measure
+
+
+SPEED_BARS: tuple[Bar, ...] = (
+    Bar("an epoch of the autoencoder over one of scVI", "<= 1.3", "-", _within({"epoch_over_scvi": ""}, most=1.3)),
+    Bar(
+        "a step on the codes with ten calls of the generator over one with a single call",
+        ">= 4",
+        "-",
+        _within({"ten_over_one, codes only": "readers: ", "ten_over_one, matching": "matching: "}, least=4.0),
+    ),
+    Bar(
+        "a step on the codes on 100,000 cells over one on 12,261",
+        "<= 1.1",
+        "-",
+        _within({"many_over_few, readers": "readers: ", "many_over_few, matching": "matching: "}, most=1.1),
+    ),
+    Bar(
+        "metacells over scikit-learn's k-means of each class and scanpy's sums",
+        "<= 1.2",
+        "-",
+        _within({"metacell_over_plain": ""}, most=1.2),
+    ),
+    Bar("memory of metacells over that of the counts", "<= 2", "-", _within({"metacells_over_csr": ""}, most=2.0)),
+    Bar(
+        "a plain loop over herding and k-center, 500 of 12,261 cells",
+        ">= 20",
+        "-",
+        _within({"loop_over_herding": "herding: ", "loop_over_kcenter": "k-center: "}, least=20.0),
+    ),
+    Bar(
+        "training and distilling ten a class, CPU seconds",
+        "<= 180",
+        "-",
+        _within({f"whole_cpu_s, {f}": f"{f}: " for f in (EMBEDDED, "pbmc4k_10x")}, most=180.0),
+    ),
+    Bar(
+        "memory that training and distilling add over what a training of scVI adds",
+        "<= 1.2",
+        "-",
+        _within({"memory_over_scvi": ""}, most=1.2),
+    ),
+)
+"""Seconds are of one thread; every row compares runs of one machine."""

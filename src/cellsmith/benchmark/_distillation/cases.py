@@ -17,7 +17,7 @@ from cellsmith.benchmark._files import MAX_GENES, load, variable_genes
 from cellsmith.data.checks import check_counts, check_covariates
 from cellsmith.math.matching import log_normalize, principal_components, target_sum
 
-__all__ = ["EMBEDDED", "FILES", "REP", "Cut", "Reading", "cut", "labelled_counts", "read"]
+__all__ = ["EMBEDDED", "FILES", "REP", "Cut", "Reading", "cut", "labelled_counts", "parted", "read"]
 
 EMBEDDED = "pbmc68k_reduced"
 FILES = (EMBEDDED, "pbmc4k_10x", "pbmc_facs", "kang_ifnb")
@@ -148,6 +148,23 @@ def cut(
     if max_train is not None and len(train) > max_train:
         fewer = StratifiedShuffleSplit(1, train_size=max_train, random_state=split)
         train = train[next(fewer.split(np.zeros(len(train)), labels[train]))[0]]
+    return parted(adata, labels_key, train=train, test=test, file=file, split=split)
+
+
+def parted(adata: ad.AnnData, labels_key: str, *, train: np.ndarray, test: np.ndarray, file: str, split: int) -> Cut:
+    """Return the cut with these training and test cells.
+
+    Parameters
+    ----------
+    adata
+        What :func:`labelled_counts` returned.
+    labels_key
+        Column with the class.
+    train, test
+        Positions of the cells.
+    file, split
+        Name in the tables; seed of the components.
+    """
     genes = np.arange(adata.n_vars)
     if adata.n_vars > MAX_GENES:
         genes = variable_genes(adata.X[train], MAX_GENES)

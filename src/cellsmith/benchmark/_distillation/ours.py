@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellsmith.math.matching import target_sum
 
-__all__ = ["ABLATION", "COUNTS", "OURS", "our_methods"]
+__all__ = ["ABLATION", "COUNTS", "MATCHING", "OURS", "OneFit", "distilled", "our_methods"]
 
 READERS: dict[str, Any] = {"objective": "readers"}
 # A hundred steps on small batches: the most that the processors allowed.
@@ -52,10 +52,16 @@ class OneFit:
     ----------
     labels_key
         Column of ``.obs`` with the class.
+    batch_key
+        Column of ``.obs`` that encoder and decoder read, too.
+    pool_kinds
+        Kinds of networks that matching compares sets on; None: all.
     """
 
-    def __init__(self, labels_key: str) -> None:
-        self.labels_key = labels_key
+    def __init__(
+        self, labels_key: str, *, batch_key: str | None = None, pool_kinds: tuple[str, ...] | None = None
+    ) -> None:
+        self.labels_key, self.batch_key, self.pool_kinds = labels_key, batch_key, pool_kinds
         self._train: ad.AnnData | None = None
         self._model: Any = None
 
@@ -65,8 +71,10 @@ class OneFit:
             from cellsmith.model import SCDD
 
             own = train.copy()
-            SCDD.setup_anndata(own, labels_key=self.labels_key)
+            SCDD.setup_anndata(own, labels_key=self.labels_key, batch_key=self.batch_key)
             self._model = SCDD(own)
+            if self.pool_kinds is not None:
+                self._model.pool_kinds = self.pool_kinds
             self._model.train(seed=rng, enable_progress_bar=False)
             self._train = train
         return self._model

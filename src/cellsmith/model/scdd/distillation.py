@@ -24,6 +24,7 @@ from cellsmith.model.scdd.distilling import ClassBatches, Distiller
 from cellsmith.model.scdd.judging import HeldOut, folds_of
 from cellsmith.model.scdd.profiles import Cells, Start, assign_nearest, step_zero
 from cellsmith.model.scdd.request import Plan, check_plan, profiles_per_class
+from cellsmith.nn.pool import KINDS
 
 __all__ = ["DistillMixin"]
 
@@ -33,6 +34,9 @@ MAX_ENTRIES = 2**29
 
 class DistillMixin:
     """:meth:`distill` of :class:`cellsmith.model.SCDD`."""
+
+    # Networks that matching compares sets on. The benchmark leaves some out and lets them judge.
+    pool_kinds: tuple[str, ...] = KINDS
 
     def distill(
         self,
@@ -249,7 +253,7 @@ class DistillMixin:
             batch_size=plan.batch_size,
             streams=streams,
         )
-        return Distiller(self.module, start, plan=plan, batches=batches, streams=streams)
+        return Distiller(self.module, start, plan=plan, batches=batches, streams=streams, kinds=self.pool_kinds)
 
     def _select(
         self, cells: Cells, n_groups: np.ndarray, plan: Plan, streams: Streams
