@@ -55,8 +55,10 @@ def probabilities(model: Any) -> np.ndarray:
     return np.asarray(model.predict(soft=True), dtype=np.float64)
 
 
-# Class -> cells, setup, options, epochs, what it answers.
+# Class (and variant) -> cells, setup, options, epochs, what it answers.
 CASES: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any], int | None, Callable[..., Any]]] = {
+    "SCAGC paper": (counts, {}, {"n_clusters": 3, "variant": "paper"}, 2, latent),
+    "ScSiameseClu paper": (counts, {}, {"n_clusters": 3, "variant": "paper"}, 2, latent),
     "SCLD": (counts, {"labels_key": "cell_type", "batch_key": "batch"}, SMALL | DENOISER, 2, latent),
     "SCDD": (counts, {"labels_key": "cell_type", "batch_key": "batch"}, SMALL | DENOISER, 2, latent),
     "SCE2TM": (counts, {"batch_key": "batch"}, {"n_topics": 4, "n_hidden": 16, "n_embedding": 8}, 2, latent),
@@ -87,8 +89,9 @@ def fit(name: str, accelerator: str) -> Any:
     adata = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        getattr(models, name).setup_anndata(adata, **setup)
-        model = getattr(models, name)(adata, **options)
+        kind = getattr(models, name.split()[0])
+        kind.setup_anndata(adata, **setup)
+        model = kind(adata, **options)
         length = {} if epochs is None else {"max_epochs": epochs}
         model.train(accelerator=accelerator, devices=1, enable_progress_bar=False, seed=0, **length)
     return model

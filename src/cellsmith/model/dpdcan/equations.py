@@ -54,8 +54,10 @@ def transform(counts: Tensor) -> Tensor:
 
 def mask_genes(x: Tensor, mask_rate: float, *, generator: torch.Generator | None = None) -> Tensor:
     """4.9: a view of x (..., G): entries are set to zero with probability ``mask_rate``, each by itself."""
-    keep = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= mask_rate
-    return x * keep
+    # Where the generator is, which may be the CPU beside cells on a GPU.
+    device = x.device if generator is None else generator.device
+    keep = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype) >= mask_rate
+    return x * keep.to(x.device)
 
 
 def gene_intercept(total: Tensor, n_units: float) -> Tensor:

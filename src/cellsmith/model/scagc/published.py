@@ -99,13 +99,15 @@ class PublishedModule(GraphModule):
         self.decoder = PublishedDecoder(n_input)
         self.score = nn.Linear(N_LATENT, N_SCORE)
         self.score_form = nn.Parameter(torch.eye(N_SCORE))
-        # Of a training run only: input (n, G), counts, library (n,), the graph of the last epoch, target, noise.
         self.forget()
 
     def forget(self) -> None:
         """Drop what only a running training needs."""
         super().forget()
-        self.inputs = self.counts = self.size_factor = self.graph = self.target = self.noise = None
+        # Input (n, G), counts, library (n,), graph of the last epoch, target: buffers, so that they follow the module.
+        for name in ("inputs", "counts", "size_factor", "graph", "target"):
+            self.register_buffer(name, None, persistent=False)
+        self.noise: torch.Generator | None = None
 
     def encode(self, a: Tensor) -> Tensor:
         """Return the latents of all cells (n, d) on a normalised graph (n, n)."""
@@ -114,7 +116,9 @@ class PublishedModule(GraphModule):
     def draw(self, z: Tensor, *, noise_scale: float) -> tuple[Tensor, Tensor]:
         """S3 to S7 over all other cells: the union (n, n) of what every cell selects, and its normalisation."""
         unit = normalize(z, dim=1)
-        cosine = (unit @ unit.T / TEMPERATURE).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+        cosine = (unit @ unit.T / TEMPERATURE).masked_fill(
+            torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf
+        )
         hard, relaxed = graph.gumbel_topk(
             cosine,
             min(N_NEIGHBORS, len(z) - 1),
@@ -241,13 +245,13 @@ class PublishedMixin:
         self.n_clusters_ = wanted
         with torch.no_grad(), isolated():
             z = module.encode(module.graph)
-            sums = torch.zeros(wanted, z.shape[1]).index_add(0, torch.from_numpy(labels), z)
-            sizes = torch.bincount(torch.from_numpy(labels), minlength=wanted).clamp(min=1)
-            module.centers = nn.Parameter(sums / sizes[:, None])
+            codes = torch.from_numpy(labels).to(z.device)
+            sums = z.new_zeros(wanted, z.shape[1]).index_add(0, codes, z)
+            module.centers = nn.Parameter(sums / torch.bincount(codes, minlength=wanted).clamp(min=1)[:, None])
 
     @torch.no_grad()
     def _published_latents(self) -> dict[str, Tensor]:
         """Return the latents on the graph without noise; nothing is kept for new cells, which have no place here."""
         module = self.module.eval()
-        z = module.encode(module.draw(module.encode(module.graph), noise_scale=0.0)[1])
+        z = module.encode(module.draw(module.encode(module.graph), noise_scale=0.0)[1]).cpu()
         return {"z": z, "alone": z, "hops": torch.zeros(0, *z.shape), "degree": torch.ones(len(z))}

@@ -129,7 +129,11 @@ class GraphTables:
     @torch.no_grad()
     def select(self, noise_scale: float = 0.0, noise: tuple[Tensor | None, Tensor | None] = (None, None)) -> None:
         """S4: draw both graphs of all cells with noise tables (n, M); without noise they are the same."""
-        self.noise_scale, self.noise = noise_scale, noise
+        device = self.alone.device
+        self.noise_scale, self.noise = (
+            noise_scale,
+            tuple(table if table is None else table.to(device) for table in noise),
+        )
         for start in range(0, self.n_cells, CHUNK):
             rows = slice(start, start + CHUNK)
             logits = self.logits(rows)

@@ -359,7 +359,7 @@ class TrainingMixin:
         self._export(streams)
         self._n_clusters, self.merges_, self.stability_ = wanted, merges, stability
         with torch.no_grad():
-            q = student_t(self.module.fitted.z, self.module.centers)
+            q = student_t(self.module.fitted.z, self.module.centers.to(self.module.fitted.z.device))
         self.module.fitted.cluster.copy_(q.argmax(dim=1).int())
         self._forget_run()
 
