@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from cellsmith._errors import PrivacyError, SizeError
@@ -67,6 +68,49 @@ def test_noise_of_the_moment_is_isometric() -> None:
         edges.append(np.linalg.norm(noise, 2))
     assert np.mean(off) == pytest.approx(sd / np.sqrt(2), rel=0.01)
     assert np.mean(edges) == pytest.approx(privacy.noise_edge(n, sd), rel=0.05)
+
+
+@pytest.mark.slow
+def test_noise_of_the_moment_over_fifty_draws() -> None:
+    n, sd, generator = 500, 2.0, np.random.default_rng(1)
+    draws = [privacy.symmetric_noise(n, sd, generator) for _ in range(50)]
+    off = [noise[np.triu_indices(n, 1)].std() for noise in draws]
+    edges = [np.linalg.norm(noise, 2) for noise in draws]
+    assert np.mean(off) == pytest.approx(sd / np.sqrt(2), rel=0.01)
+    assert np.mean([np.diag(noise).std() for noise in draws]) == pytest.approx(sd, rel=0.02)
+    np.testing.assert_allclose(edges, privacy.noise_edge(n, sd), rtol=0.05)
+
+
+def test_sparse_rows_give_the_moment_of_dense_ones() -> None:
+    g = np.random.default_rng(2)
+    counts = g.poisson(np.r_[np.full(5, 2.0), np.full(55, 0.05)], (150, 60)).astype(float)
+    counts[3] = 0
+    counts[4, 6] = np.nan
+    rows = privacy.unit_counts(sparse.csr_matrix(counts))
+    blocks = [[rows[:70], rows[70:]], [privacy.transform_counts(counts)]]
+    found = [privacy.noisy_second_moment(b, 60, sd=0.0, generator=np.random.default_rng(0)) for b in blocks]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-12)
+    np.testing.assert_array_equal(found[0], found[0].T)
+
+
+def test_an_entry_stored_twice_cannot_lengthen_a_row() -> None:
+    twice = sparse.csr_matrix((np.ones(4), np.array([2, 2, 5, 5]), np.array([0, 4])), shape=(1, 6))
+    assert np.linalg.norm(privacy.transform_counts(twice)) == pytest.approx(1.0)
+    long = sparse.csr_matrix((np.full(4, 0.5), np.array([2, 2, 2, 2]), np.array([0, 4])), shape=(1, 6))
+    moment = privacy.noisy_second_moment([long * 3], 6, sd=0.0, generator=np.random.default_rng(0))
+    assert np.linalg.norm(moment) <= 1 + 1e-9
+    assert twice.nnz == 4  # the caller's matrix is left as it was
+
+
+def test_leading_axes_of_a_large_moment_are_those_of_its_whole_solution() -> None:
+    g = np.random.default_rng(4)
+    x = privacy.transform_counts(g.poisson(g.gamma(0.3, 2.0, (3, 600))[g.integers(0, 3, 300)]))
+    moment = privacy.noisy_second_moment([x], 600, sd=0.5, generator=g)
+    values, axes = privacy.principal_axes(moment, 10)
+    expected, whole = np.linalg.eigh(moment)
+    np.testing.assert_allclose(values, expected[::-1][:10], rtol=1e-9)
+    np.testing.assert_allclose(np.abs((axes * whole[:, ::-1][:, :10]).sum(axis=0)), 1.0, atol=1e-9)
+    np.testing.assert_array_equal(privacy.principal_axes(moment, 10)[1], axes)
 
 
 def test_debiased_values_solve_their_equation() -> None:

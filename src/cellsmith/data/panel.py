@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 FEWEST_SHARED, FEWEST_DONORS = 50, 30
-ROWS = 4096
+ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def _refuse_bad(x: Any, adata: Any, where: str, first_row: int = 0) -> None:
         )
 
 
-def panel_blocks(adata: Any, x: Any, panel: Panel, *, rows: int = ROWS) -> Iterator[np.ndarray]:
-    """Yield dense float64 blocks (rows, G) of the panel; absent genes are zeros.
+def panel_blocks(adata: Any, x: Any, panel: Panel, *, rows: int = ROWS) -> Iterator[Any]:
+    """Yield blocks (rows, G) of the panel, sparse (CSR) or dense as the counts are; absent genes are zeros.
 
     Parameters
     ----------
@@ -159,12 +159,15 @@ def panel_blocks(adata: Any, x: Any, panel: Panel, *, rows: int = ROWS) -> Itera
         if getattr(adata, "isbacked", False) or hasattr(x, "compute"):
             _refuse_bad(part, adata, "The matrix", start)
         if whole:
-            yield np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
-            continue
-        taken = part.tocsc()[:, columns].toarray() if sparse.issparse(part) else np.asarray(part)[:, columns]
-        block = np.zeros((taken.shape[0], len(panel.names)))
-        block[:, places] = taken
-        yield block
+            yield sparse.csr_matrix(part) if sparse.issparse(part) else np.asarray(part, dtype=np.float64)
+        elif sparse.issparse(part):
+            taken = sparse.coo_matrix(part.tocsc()[:, columns])
+            found = (taken.data, (taken.row, places[taken.col]))
+            yield sparse.csr_matrix(found, shape=(part.shape[0], len(panel.names)))
+        else:
+            block = np.zeros((len(part), len(panel.names)))
+            block[:, places] = np.asarray(part)[:, columns]
+            yield block
 
 
 def panel_counts(adata: Any, x: Any, panel: Panel) -> sparse.csr_matrix:

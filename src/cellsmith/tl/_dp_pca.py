@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 from cellsmith import _record
 from cellsmith._errors import SetupError
@@ -115,17 +116,18 @@ def dp_pca(
 
     def rows() -> Iterator[Any]:
         """Yield what the units contribute, in blocks."""
-        blocks = map(privacy.transform_counts, panels.panel_blocks(target, counts, panel))
+        blocks = map(privacy.unit_counts, panels.panel_blocks(target, counts, panel))
         if units is None:
             yield from blocks
         else:
-            x = np.vstack(list(blocks))
+            x = np.vstack([block.toarray() for block in blocks])
             yield privacy.unit_means(x, units, n_units=n_units, most=MOST_CELLS, generator=generator)
 
     found = _axes(rows(), n_genes, n_components, sd=sd, center=center, generator=generator)
     kept = max(2, found["n_above_edge"]) if drop_noise else n_components
     axes = found.pop("axes")[:, :kept]
-    x = [(privacy.transform_counts(b) - found["mean"]) @ axes for b in panels.panel_blocks(target, counts, panel)]
+    middle = found["mean"] @ axes
+    x = [privacy.unit_counts(block) @ axes - middle for block in panels.panel_blocks(target, counts, panel)]
     columns, places = panel.places(target.var_names)
     loadings = np.zeros((target.n_vars, kept), dtype=np.float32)
     loadings[columns] = axes[places]
@@ -177,6 +179,7 @@ def _axes(
 def _with_constant(x: Any) -> Any:
     """Append the constant column that lets the mean be read off the moment."""
     w = CENTER_SHARE
+    x = x.toarray() if sparse.issparse(x) else x
     return np.hstack([np.sqrt(1 - w) * x, np.full((len(x), 1), np.sqrt(w))])
 
 

@@ -26,7 +26,7 @@ from cellsmith.math.privacy.moments import (
 )
 from cellsmith.math.privacy.sampling import poisson_sample, secret_generator
 from cellsmith.math.privacy.statement import Guarantee, Statement
-from cellsmith.math.privacy.units import transform_counts, unit_means, unit_rows
+from cellsmith.math.privacy.units import transform_counts, unit_counts, unit_means, unit_rows
 from cellsmith.math.privacy.wiring import Wiring, unit_gradients, wiring
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "split_centered",
     "symmetric_noise",
     "transform_counts",
+    "unit_counts",
     "unit_gradients",
     "unit_means",
     "unit_rows",

@@ -8,9 +8,11 @@ which costs a factor sqrt(2) less than symmetric noise of sd s would.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cellsmith._errors import SizeError
 from cellsmith.math.privacy.units import unit_rows
@@ -27,6 +29,10 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 MAX_GENES = 5_000
+# A gene that this share of the cells have is faster as a dense column.
+DENSE_SHARE = 0.2
+# From so many rows on, and for so small a part of the axes, a Lanczos iteration is faster than a whole solution.
+LANCZOS_ROWS, LANCZOS_SHARE, LANCZOS_TOLERANCE = 500, 0.05, 1e-8
 # Share of the squared norm that the constant column takes where the mean is released along with the moment.
 CENTER_SHARE = 0.1
 
@@ -43,21 +49,20 @@ def symmetric_noise(n: int, sd: float, generator: np.random.Generator) -> Floats
     generator
         Secret in private use.
     """
-    noise = np.triu(generator.standard_normal((n, n)), 1) * (sd / np.sqrt(2))
+    noise = np.triu(generator.standard_normal((n, n)), 1)
+    noise *= sd / np.sqrt(2)
     noise += noise.T
     noise[np.diag_indices(n)] = generator.standard_normal(n) * sd
     return np.asarray(noise)
 
 
-def noisy_second_moment(
-    blocks: Iterable[npt.ArrayLike], n_columns: int, *, sd: float, generator: np.random.Generator
-) -> Floats:
+def noisy_second_moment(blocks: Iterable[Any], n_columns: int, *, sd: float, generator: np.random.Generator) -> Floats:
     """Return sum_i x_i x_i^T + noise.
 
     Parameters
     ----------
     blocks
-        Arrays (n_b, G), read once; rows are cut to norm 1, rows that are not finite count as zeros.
+        Arrays or sparse matrices (n_b, G), read once; rows are cut to norm 1, rows that are not finite count as zeros.
     n_columns
         G.
     sd
@@ -81,9 +86,25 @@ def noisy_second_moment(
         )
     moment = np.zeros((n_columns, n_columns))
     for block in blocks:
-        rows = unit_rows(block)
+        _add_products(moment, unit_rows(block))
+    moment += symmetric_noise(n_columns, sd, generator)
+    return moment
+
+
+def _add_products(moment: Floats, rows: Any) -> None:
+    """Add rows^T rows; of sparse rows, genes that many cells have by dense products, and the others by sparse ones."""
+    if not sparse.issparse(rows):
         moment += rows.T @ rows
-    return moment + symmetric_noise(n_columns, sd, generator)
+        return
+    often = np.bincount(rows.indices, minlength=rows.shape[1]) > DENSE_SHARE * rows.shape[0]
+    kept = ~often[rows.indices]
+    ends = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
+    thin = sparse.csr_matrix((rows.data[kept], rows.indices[kept], ends), shape=rows.shape)
+    moment += (thin.T @ thin).toarray()
+    cross = rows.T @ rows[:, often].toarray()
+    moment[:, often] += cross
+    cross[often] = 0.0
+    moment[often] += cross.T
 
 
 def noisy_sum(blocks: Iterable[npt.ArrayLike], n_columns: int, *, sd: float, generator: np.random.Generator) -> Floats:
@@ -141,12 +162,39 @@ def principal_axes(moment: Floats, n_components: int) -> tuple[Floats, Floats]:
     -------
     Eigenvalues (r,), descending, and axes (G, r) of unit length, each with the sign that makes its sum positive.
     """
+    n = len(moment)
+    few = n >= LANCZOS_ROWS and n_components <= LANCZOS_SHARE * n
+    found = _lanczos(moment, n_components) if few else None
+    values, axes = _whole(moment, n_components) if found is None else found
+    values, axes = values[::-1], axes[:, ::-1]
+    return values.copy(), axes * np.where(axes.sum(axis=0) < 0, -1.0, 1.0)
+
+
+def _whole(moment: Floats, n_components: int) -> tuple[Floats, Floats]:
+    """Leading eigenpairs in ascending order, from a reduction of the whole matrix."""
     from scipy.linalg import eigh
 
     n = len(moment)
     values, axes = eigh(moment, subset_by_index=(n - n_components, n - 1))
-    values, axes = values[::-1], axes[:, ::-1]
-    return values.copy(), axes * np.where(axes.sum(axis=0) < 0, -1.0, 1.0)
+    return values, axes
+
+
+def _lanczos(moment: Floats, n_components: int) -> tuple[Floats, Floats] | None:
+    """Leading eigenpairs in ascending order by ARPACK from a fixed start; None where it does not converge."""
+    from scipy.linalg.blas import dsymv
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    n = len(moment)
+    matrix = moment.T  # the same, in the order of columns that BLAS reads without a copy
+    operator = LinearOperator((n, n), matvec=lambda v: dsymv(1.0, matrix, v), dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(n)
+    size = min(n, 4 * n_components)
+    try:
+        values, axes = eigsh(operator, k=n_components, which="LA", v0=start, ncv=size, tol=LANCZOS_TOLERANCE)
+    except ArpackNoConvergence:
+        return None
+    order = np.argsort(values)
+    return values[order], axes[:, order]
 
 
 def split_centered(moment: Floats) -> tuple[float, Floats, Floats]:

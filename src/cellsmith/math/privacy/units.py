@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["transform_counts", "unit_means", "unit_rows"]
+__all__ = ["transform_counts", "unit_counts", "unit_means", "unit_rows"]
 
 Floats = npt.NDArray[np.float64]
 # Counts per ten thousand: a constant, never a median of the data.
 PER_CELL = 1e4
+# By how much a squared norm of 1 may be above it, from rounding alone.
+ROUNDING = 1e-12
 
 
-def transform_counts(counts: Any) -> Floats:
-    """Return x = y / ||y|| with y = log1p(1e4 c / n) for each cell by itself.
+def unit_counts(counts: Any) -> sparse.csr_matrix:
+    """Return x = y / ||y|| with y = log1p(1e4 c / n) for each cell by itself, as it is stored: without the zeros.
 
     Parameters
     ----------
@@ -25,37 +27,62 @@ def transform_counts(counts: Any) -> Floats:
 
     Returns
     -------
-    (n, G) float64, rows of norm 1; a cell without counts is a row of zeros.
+    (n, G) float64, rows of norm 1; a cell without counts, or with a value that is not finite, is a row of zeros.
     """
-    kept = sparse.csr_matrix(counts, dtype=np.float64)
-    total = np.asarray(kept.sum(axis=1)).ravel()
+    kept = _canonical(counts)
+    stored = np.diff(kept.indptr)
+    row = np.repeat(np.arange(kept.shape[0]), stored)
     with np.errstate(all="ignore"):
-        kept.data = np.log1p(PER_CELL * kept.data / np.repeat(total, np.diff(kept.indptr)))
-        norm = np.sqrt(np.asarray(kept.multiply(kept).sum(axis=1)).ravel())
-    if np.isfinite(norm).all():
-        kept.data = np.divide(kept.data, np.repeat(np.where(norm > 0, norm, 1.0), np.diff(kept.indptr)))
-        return np.asarray(kept.toarray())
-    return unit_rows(kept.toarray(), rescale=True)
+        total = np.bincount(row, weights=kept.data, minlength=kept.shape[0])
+        y = np.log1p(PER_CELL * kept.data / np.repeat(total, stored))
+        norm = np.sqrt(np.bincount(row, weights=y * y, minlength=kept.shape[0]))
+        x = y / np.repeat(np.where(norm > 0, norm, 1.0), stored)
+    if not np.isfinite(norm).all():
+        x = np.where(np.repeat(np.isfinite(norm), stored), x, 0.0)
+    return sparse.csr_matrix((x, kept.indices, kept.indptr), shape=kept.shape)
 
 
-def unit_rows(x: npt.ArrayLike, *, rescale: bool = False) -> Floats:
+def _canonical(x: Any) -> sparse.csr_matrix:
+    """Return CSR with each entry stored once: bounds on norms are computed from what is stored."""
+    kept = sparse.csr_matrix(x, dtype=np.float64)
+    if not kept.has_canonical_format:
+        kept = kept.copy()
+        kept.sum_duplicates()
+    return kept
+
+
+def transform_counts(counts: Any) -> Floats:
+    """Return :func:`unit_counts` as an array (n, G).
+
+    Parameters
+    ----------
+    counts
+        (n, G) counts, dense or sparse.
+    """
+    return np.asarray(unit_counts(counts).toarray())
+
+
+def unit_rows(x: Any) -> Any:
     """Return rows of norm at most 1; a row with a value that is not finite counts as zeros.
 
     Parameters
     ----------
     x
-        (n, G).
-    rescale
-        Bring every other row to norm 1 exactly; else only longer ones are cut.
+        (n, G), dense or sparse.
 
     Returns
     -------
-    (n, G) float64.
+    (n, G) float64; sparse where nothing had to be cut of sparse rows, else dense.
     """
+    if sparse.issparse(x):
+        kept = _canonical(x)
+        with np.errstate(all="ignore"):
+            squared = np.asarray(kept.multiply(kept).sum(axis=1)).ravel()
+        return kept if (squared <= 1 + ROUNDING).all() else unit_rows(kept.toarray())
     rows = np.asarray(x, dtype=np.float64)
     with np.errstate(all="ignore"):
         squared = np.einsum("ij,ij->i", rows, rows)
-    if not rescale and (squared <= 1.0).all():  # False where one is not finite
+    if (squared <= 1 + ROUNDING).all():  # False where one is not finite
         return rows
     rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
     # By the largest entry first: squares of huge values would overflow.
@@ -63,8 +90,6 @@ def unit_rows(x: npt.ArrayLike, *, rescale: bool = False) -> Floats:
     scaled = np.divide(rows, peak, out=np.zeros_like(rows), where=peak > 0)
     norm = np.linalg.norm(scaled, axis=1, keepdims=True)
     unit = np.divide(scaled, norm, out=np.zeros_like(rows), where=norm > 0)
-    if rescale:
-        return np.asarray(unit)
     return np.where(norm * peak > 1, unit, rows)
 
 

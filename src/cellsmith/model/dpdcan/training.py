@@ -158,7 +158,7 @@ class TrainingMixin:
             generator=draws,
         )
 
-    def _unit_blocks(self, rows: Any) -> Iterator[np.ndarray]:
+    def _unit_blocks(self, rows: Any) -> Iterator[Any]:
         """Yield what units contribute: ``rows`` maps counts (b, G) to rows of norm at most 1."""
         counts, size = self._table.counts, panels.ROWS
         blocks = (rows(counts[s : s + size]) for s in range(0, counts.shape[0], size))
@@ -187,8 +187,10 @@ class TrainingMixin:
             self._release_moments(plan, n_genes)
         if "pca" in plan.mu:
             plan.spend("pca")
+            # Means over the cells of a donor are dense.
+            rows = privacy.unit_counts if self._units is None else privacy.transform_counts
             moment = privacy.noisy_second_moment(
-                self._unit_blocks(privacy.transform_counts), n_genes, sd=plan.sd("pca"), generator=self._noise
+                self._unit_blocks(rows), n_genes, sd=plan.sd("pca"), generator=self._noise
             )
             self._keep_axes(moment, plan.sd("pca"))
             self.released_ = [*self.released_, "pca"]
