@@ -68,8 +68,8 @@ def report(out: Path) -> Path:
         "",
         "This page is written by `python -m cellsmith.benchmark accelerator` from the table beside it. One thread of",
         "the CPU and one GPU of the same machine; seconds of an epoch through all stages of a method (the difference",
-        "of a longer and a shorter training), of a whole fit for BCPCA and GRIT. An epoch of DPDCAN is ten private steps.",
-        "Made-up counts: only their size matters.",
+        "of a longer and a shorter training), of a whole fit for BCPCA and GRIT. An epoch of DPDCAN is ten private",
+        "steps. Made-up counts: only their size matters.",
         "",
     ]
     for (machine, n_cells, n_genes), part in rows.groupby(["machine", "n_cells", "n_genes"]) if len(rows) else ():
