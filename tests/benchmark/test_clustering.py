@@ -203,3 +203,42 @@ def test_ways_to_apply_a_graph_agree_and_are_timed():
     table = cs.benchmark.propagation((60,), n_neighbors=4, backends=("edge_list", "csr"), repeats=1)
     assert table["edge_gradient"].tolist() == [True, False]
     assert (table["milliseconds"] > 0).all()
+
+
+def test_new_cells_are_placed_and_compared(case):
+    """The oracle of E15: nothing trained, old cells stay, and a cell alone is placed as among others."""
+    from cellsmith.benchmark._clustering.queries import QUERIES, held_out
+
+    found = held_out(case, 0, epochs=0)
+    assert found["largest change"] == 0
+    assert found["one by one"] <= 1e-5
+    assert 0 <= found["transferred"] <= 1
+    table = pd.DataFrame(
+        [
+            {"file": file, "seed": 0, "lengths": "trained", "metric": metric, "value": value}
+            for file in ("pbmc4k_10x", "kang_ifnb")
+            for metric, value in {**found, "agreement": 0.9, "transferred": 0.8, "transferred, PCA": 0.8}.items()
+        ],
+        columns=list(QUERIES),
+    )
+    empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=FACTS)
+    assert bars._queries(Clusters(*empty)) is None
+    judged = bars._queries(Clusters(*empty, queries=table))
+    assert judged.meets
+    assert not judged.exceeds
+    table.loc[table["metric"] == "largest change", "value"] = 0.1
+    assert not bars._queries(Clusters(*empty, queries=table)).meets
+
+
+def test_a_task_alone_says_what_it_took(tmp_path, monkeypatch):
+    """Time and memory come from a process of its own; one that fails says how."""
+    from cellsmith.benchmark._clustering import scale
+
+    store = Store(SPEED, tmp_path / "clustering_speed.csv")
+    monkeypatch.setattr(scale, "run_alone", lambda *words: {"wall_s": 1.0, "peak_gib": 2.0})
+    scale.scale(directory=tmp_path, store=store, tasks=("fit 2100",))
+    scale.scale(directory=tmp_path, store=store, tasks=("fit 2100",))
+    assert store.table["quantity"].tolist() == ["fit 2100, wall_s", "fit 2100, peak_gib"]
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="no_such"):
+        scale.run_alone("cellsmith.no_such", "x")

@@ -8,7 +8,9 @@ from pathlib import Path
 from cellsmith.benchmark._clustering.cases import FILES
 from cellsmith.benchmark._clustering.compare import COLUMNS, FACTS, pick, quality
 from cellsmith.benchmark._clustering.propagation import propagation
+from cellsmith.benchmark._clustering.queries import QUERIES, queries
 from cellsmith.benchmark._clustering.report import report
+from cellsmith.benchmark._clustering.scale import TASKS, scale
 from cellsmith.benchmark._files import data_directory
 from cellsmith.benchmark._store import SPEED, Store
 
@@ -20,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="*", default=["all"], help="all, peers, or names; none: the page only")
     parser.add_argument("--max-cells", type=int, default=1_200, help="most cells of a file; 0: all")
     parser.add_argument("--propagation", action="store_true", help="time products with a sparse graph")
+    parser.add_argument("--queries", action="store_true", help="place a fifth of the cells as new ones")
+    parser.add_argument("--scale", nargs="*", choices=TASKS, help="time and memory; no name: all tasks")
     parser.add_argument("--fits", type=Path, help="folder that keeps what methods found; read before a method is run")
 
 
@@ -46,6 +50,13 @@ def run(options: argparse.Namespace) -> Path:
             max_cells=options.max_cells or None,
             fits=options.fits,
         )
+    if options.queries:
+        store = Store(QUERIES, options.out / "clustering_queries.csv")
+        where = {"directory": data_directory(options.data), "store": store, "max_cells": options.max_cells}
+        queries(options.files or FILES, options.seeds, **where)
+    if options.scale is not None:
+        store = Store(SPEED, options.out / "clustering_speed.csv")
+        scale(directory=data_directory(options.data), store=store, tasks=tuple(options.scale or TASKS))
     if options.propagation:
         store = Store(SPEED, options.out / "clustering_speed.csv")
         for row in propagation().itertuples():

@@ -21,6 +21,7 @@ __all__ = [
     "NO_GRAPH",
     "PCA",
     "PEERS",
+    "PUBLISHED",
     "RANDOM_GRAPH",
     "SCAGC",
     "SCVI",
@@ -33,6 +34,7 @@ __all__ = [
 PCA, SCVI = "PCA 50", "scVI"
 UNTRAINED, SCAGC = "untrained graph", "SCAGC"
 KNN_GRAPH, RANDOM_GRAPH, NO_GRAPH = "SCAGC, fixed kNN graph", "SCAGC, random graph", "SCAGC, no graph"
+PUBLISHED = "SCAGC, published"
 SIAMESE, NO_TRANSPORT = "ScSiameseClu", "ScSiameseClu, no transport"
 N_NEIGHBORS = 15
 Labels = npt.NDArray[Any]
@@ -151,6 +153,17 @@ def siamese(
     return Found(spaces[0], labels=labels)
 
 
+def published(counts: AnnData, batch_key: str | None, seed: int, n_clusters: int | None) -> Found:
+    """Train the published form, which knows no batches, told the number of types; on a GPU where there is one."""
+    from cellsmith.model import SCAGC as Model
+
+    cells = counts.copy()
+    Model.setup_anndata(cells)
+    model = Model(cells, variant="paper", n_clusters=int(n_clusters or 2))
+    model.train(seed=seed, devices=1, enable_progress_bar=False)
+    return Found(model.get_latent_representation(), labels={"given": model.predict().to_numpy()})
+
+
 PEERS: dict[str, Method] = {PCA: pca, SCVI: scvi}
 
 METHODS: dict[str, Method] = {
@@ -160,6 +173,7 @@ METHODS: dict[str, Method] = {
     KNN_GRAPH: partial(scagc, graph="knn"),
     RANDOM_GRAPH: partial(scagc, graph="random"),
     NO_GRAPH: partial(scagc, graph="none"),
+    PUBLISHED: published,
     SIAMESE: siamese,
     NO_TRANSPORT: partial(siamese, transport_weight=0),
 }

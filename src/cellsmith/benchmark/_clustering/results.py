@@ -33,13 +33,36 @@ class Clusters:
         The tables.
     cells
         Value of their column ``cells``.
+    queries, speed
+        ``clustering_queries.csv`` and ``clustering_speed.csv``; None: not there.
     """
 
-    def __init__(self, rows: pd.DataFrame, facts: pd.DataFrame, cells: str = MAIN) -> None:
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        facts: pd.DataFrame,
+        cells: str = MAIN,
+        *,
+        queries: pd.DataFrame | None = None,
+        speed: pd.DataFrame | None = None,
+    ) -> None:
         keys = ["file", "seed", "method"]
         rows, facts = rows[rows["cells"].astype(str) == cells], facts[facts["cells"].astype(str) == cells]
         self.rows = rows.drop_duplicates([*keys, "reading"], keep="last")
         self.facts = facts.drop_duplicates([*keys, "metric"], keep="last")
+        self.queries = pd.DataFrame() if queries is None else queries
+        self._speed = {} if speed is None else dict(zip(speed["quantity"], speed["value"].astype(float), strict=True))
+
+    def speed(self, quantity: str) -> float:
+        """Return a quantity of ``clustering_speed.csv``; NaN where it was not measured."""
+        return float(self._speed.get(quantity, np.nan))
+
+    def query(self, lengths: str, metric: str) -> dict[str, float]:
+        """Return the mean over seeds of a row of ``clustering_queries.csv`` for every file."""
+        if self.queries.empty:
+            return {}
+        mine = self.queries[(self.queries["lengths"] == lengths) & (self.queries["metric"] == metric)]
+        return {str(f): float(v) for f, v in mine.groupby("file")["value"].mean().items()}
 
     def methods(self) -> list[str]:
         """Return the methods that were run, in the order of the rows."""
