@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "propagation": "._clustering.propagation",
         "privacy": "._privacy.compare",
         "score_distilled": "._distillation.compare",
+        "scsiameseclu_ablation": "._scsiameseclu.ablation",
         "synthesis": "._synthesis.quality",
         "topics": "._topics.compare",
     },

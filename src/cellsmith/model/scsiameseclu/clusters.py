@@ -88,6 +88,7 @@ def prune(
     batches: Any = None,
     guard: bool = True,
     merge: bool = True,
+    n_left: int | None = None,
 ) -> Pruned:
     """Drop clusters that are too small and have no markers, merge those that too few genes separate.
 
@@ -107,10 +108,13 @@ def prune(
         (n,): tests then run within batches. Or None.
     guard, merge
         Whether rare clusters may be saved by markers; whether clusters are merged.
+    n_left
+        Merge until so many are left, whatever separates them; only clusters without a cell are dropped. None: by the
+        threshold.
     """
     k, into, steps = len(prototypes), np.arange(len(prototypes)), []
     sizes = np.bincount(codes, minlength=k)
-    bound = max(RARE_CELLS, RARE_SHARE * len(codes))
+    bound = max(RARE_CELLS, RARE_SHARE * len(codes)) if n_left is None else 1
     for c in np.argsort(sizes, kind="stable"):
         if sizes[c] >= bound or (into >= 0).sum() <= 1:
             break
@@ -128,6 +132,7 @@ def prune(
         codes[kept],
         min_markers=threshold,
         median_share=0.0,
+        n_clusters=None if n_left is None else min(n_left, len(np.unique(codes[kept]))),
         batches=None if batches is None else batches[kept],
     )
     for group in np.unique(merged):

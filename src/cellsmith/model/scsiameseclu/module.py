@@ -139,8 +139,8 @@ class SiameseModule(PrototypeModule):
         self.decoder = MLP(n_latent + self.n_batch_columns, None, **{**sizes, "dropout_rate": 0.0})
         self.head = RateHead(n_hidden, n_input, zero_inflated=gene_likelihood == "zinb")
         self.log_theta = nn.Parameter(torch.zeros(n_input))
-        # For comparison: targets of a view from the other one, or from itself.
-        self.swaps = True
+        # For comparison: targets of a view from the other one, or from itself; whether neighbours are pushed apart too.
+        self.swaps, self.masks = True, True
         self.hold(n_cells=0, n_queue=0)
 
     # --- what a training run holds beside the weights --------------------------------------------------------------
@@ -156,10 +156,16 @@ class SiameseModule(PrototypeModule):
             Rows of the views of earlier batches.
         """
         like, d = self.log_theta.detach(), self.n_latent
-        self.bank = like.new_zeros(n_cells, d)
-        self.codes = torch.full((n_cells,), -1, dtype=torch.long, device=like.device)
-        self.confidence = like.new_zeros(n_cells)
-        self.n_queue, self.queue = n_queue, like.new_zeros(2, 0, d)
+        # Buffers, so that they follow the module to its device; not in its files, since no query needs them.
+        held = {
+            "bank": like.new_zeros(n_cells, d),
+            "codes": torch.full((n_cells,), -1, dtype=torch.long, device=like.device),
+            "confidence": like.new_zeros(n_cells),
+            "queue": like.new_zeros(2, 0, d),
+        }
+        for name, value in held.items():
+            self.register_buffer(name, value, persistent=False)
+        self.n_queue = n_queue
         self.balance, self.mass = 1.0, 1.0
 
     # --- a cell's way to its embedding and back -------------------------------------------------------------------
@@ -235,7 +241,7 @@ class SiameseModule(PrototypeModule):
             terms["reconstruction"] = self._reconstruction(0.5 * (views[0].fused + views[1].fused), tensors)
         if "cell" in wanted:
             sure = (self.codes[rows], self.confidence[rows]) if "transport" in wanted else (None, None)
-            keep = eq.pairs_apart(tensors[NEAR_KEY], *sure)
+            keep = eq.pairs_apart(tensors[NEAR_KEY], *sure) if self.masks else None
             terms["cell"] = sum(eq.cell_term(a, b, keep=keep) for a, b in _branches(views))
         if "latent" in wanted:
             terms["latent"] = sum(eq.latent_term(a, b) for a, b in _branches(views))

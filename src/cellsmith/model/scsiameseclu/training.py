@@ -260,8 +260,9 @@ class TrainingMixin:
     def _place_prototypes(self, streams: Streams) -> None:
         found = self._sweep(self._cells)
         n_clusters = self._n_clusters
-        if n_clusters == "auto":
-            n_clusters = clusters.start_number(found.fused, self._n_neighbors - 1, seed=streams.integer("init", 2))
+        if n_clusters == "auto" or self._merges_to_number:
+            many = clusters.start_number(found.fused, self._n_neighbors - 1, seed=streams.integer("init", 2))
+            n_clusters = many if n_clusters == "auto" else max(many, n_clusters)
         start = clusters.communities if self._start == "leiden" else clusters.kmeans
         centres, labels = start(found.fused, int(n_clusters), seed=streams.integer("init", 1))
         self.n_prototypes_ = len(centres)
@@ -283,9 +284,10 @@ class TrainingMixin:
     def _between_transport(self, epoch: int, n_epochs: int) -> bool:
         """Renew bank and codes, prune or re-seed, move the schedule; end where the codes have settled."""
         self._refresh(with_codes=True)
-        if self._n_clusters == "auto":
-            if epoch in {max(1, round(f * n_epochs)) for f in PRUNE_AT}:
-                self._prune("transport", epoch)
+        if self._n_clusters == "auto" or self._merges_to_number:
+            at = [max(1, round(f * n_epochs)) for f in PRUNE_AT]
+            if epoch in at:
+                self._prune("transport", epoch, to_go=len(at) - 1 - at.index(epoch))
                 self._refresh(with_codes=True)
         else:
             self._reseed()
@@ -320,8 +322,11 @@ class TrainingMixin:
         """Return the clusters (n,) of cells that show only one half of their counts."""
         return self._log_q(self._sweep(self._cells, x=log_normalized(*half)).fused).argmax(dim=1).numpy()
 
-    def _prune(self, stage: str, epoch: int) -> None:
-        """Merge and drop prototypes by marker genes: codes come from one half of the counts, genes from the other."""
+    def _prune(self, stage: str, epoch: int, *, to_go: int = 0) -> None:
+        """Merge and drop prototypes by marker genes: codes come from one half of the counts, genes from the other.
+
+        Where the number is given, it is reached in equal steps, of which so many are to come.
+        """
         cells, module = self._cells, self.module
         seen, (tested, _) = self._halves(epoch)
         codes = self._codes_of(seen)
@@ -330,6 +335,9 @@ class TrainingMixin:
         options: dict[str, Any] = {"min_markers": self._min_markers, "batches": cells.codes if several else None}
         if self._threshold is None:
             self._threshold = clusters.marker_threshold(tested, codes, **options)
+        n_left = None
+        if self._n_clusters != "auto":
+            n_left = self._n_clusters + max(0, len(alive) - self._n_clusters) * to_go // (to_go + 1)
         found = clusters.prune(
             tested,
             codes,
@@ -337,6 +345,7 @@ class TrainingMixin:
             threshold=self._threshold,
             guard=self._rare_guard,
             merge=self._merges,
+            n_left=n_left,
             **options,
         )
         sizes = torch.from_numpy(np.bincount(codes, minlength=len(alive)).astype(np.float32)).to(module.device)

@@ -1,0 +1,1 @@
+"""scSiameseClu: one component changed at a time, and what its acceptance table asks for."""
