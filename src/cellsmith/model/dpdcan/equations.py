@@ -53,8 +53,17 @@ def transform(counts: Tensor) -> Tensor:
 
 
 def mask_genes(x: Tensor, mask_rate: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """4.9: a view of x (..., G): entries are set to zero with probability ``mask_rate``, each by itself."""
-    # Where the generator is, which may be the CPU beside cells on a GPU.
+    """4.9: a view of cells whose entries are set to zero, each by itself.
+
+    Parameters
+    ----------
+    x
+        (..., G).
+    mask_rate
+        Probability of a zero.
+    generator
+        Draws the mask, on its own device, which may be the CPU beside cells on a GPU.
+    """
     device = x.device if generator is None else generator.device
     keep = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype) >= mask_rate
     return x * keep.to(x.device)
