@@ -58,7 +58,7 @@ TREE = {
     "math": {"counts", "likelihood", "edm", "transport", "graph", "solve", "gram", "assign", "contrast", "topics"}
     | {"enrichment", "matching", "latent", "ontology", "conformal", "privacy", "missing", "pca"},
     "nn": {"mlp", "heads", "denoiser", "propagation", "autoencoder", "pool"},
-    "data": {"checks", "fields", "splits", "source", "graphs", "panel", "poisson"},
+    "data": {"checks", "fields", "genes", "splits", "source", "graphs", "panel", "poisson"},
     "model": {"_base", "_stage", "_fitted", "_calibration", "_deviation", *METHODS},
     "metrics": {"synthesis", "privacy", "clustering", "annotation", "missingness", "topics", "distillation"}
     | {"privacy_audit"},

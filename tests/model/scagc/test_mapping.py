@@ -67,7 +67,7 @@ def test_genes_are_matched_by_name_and_overlap_lowers_confidence(model: SCAGC, q
 
 def test_queries_that_cannot_be_placed_are_refused_and_untouched(model: SCAGC, query: AnnData) -> None:
     before = query.copy()
-    with pytest.raises(SetupError, match=r"20 of the 40 registered genes \(50%\); expected at least 80%"):
+    with pytest.raises(SetupError, match=r"20 of the 40 modelled genes \(50%\); expected at least 80%"):
         model.map_query(query[:, :20].copy())
     broken = query.copy()
     broken.layers["counts"] = broken.layers["counts"] * 0.5

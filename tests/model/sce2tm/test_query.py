@@ -16,7 +16,6 @@ from scipy.special import softmax
 from cellsmith import tl
 from cellsmith._errors import DataWarning, NotTrainedError, SetupError
 from cellsmith.model import SCE2TM
-from cellsmith.model.sce2tm.query import match_genes
 
 
 @pytest.fixture
@@ -136,10 +135,6 @@ def test_bulk_profiles_are_compared_within_their_cohort(topic_model: SCE2TM, que
         topic_model.map_query(profiles[:9].copy(), bulk=True)
     with pytest.raises(SetupError, match="must hold raw counts"):
         topic_model.map_query(profiles)
-
-
-def test_match_by_hand() -> None:
-    np.testing.assert_array_equal(match_genes(["b", "x", "a"], ["a", "b", "c"], min_overlap=0.5), [1, -1, 0])
 
 
 def test_refusals_of_a_query(topic_model: SCE2TM, query: AnnData) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from cellsmith._errors import SetupError
 from cellsmith.data.checks import check_counts, check_covariates, counts_carrier, place_of
+from cellsmith.data.genes import match_genes
 from cellsmith.data.splits import csr_tensor
 from cellsmith.math import graph
 from cellsmith.model.scagc import equations as eq
@@ -91,7 +91,7 @@ class MappingMixin:
         carrier = counts_carrier(query, setup.get("modalities"))
         check_counts(carrier, setup.get("layer"), min_cells=1)
         genes = [str(name) for name in self._training_genes()]
-        places = _match(genes, carrier.var_names, min_overlap=min_gene_overlap)
+        places = match_genes(genes, carrier.var_names, min_overlap=min_gene_overlap)
         x = carrier.X if setup.get("layer") is None else carrier.layers[setup["layer"]]
         counts = _matched(x, places)
         factor = self._query_factor(query)
@@ -183,23 +183,6 @@ class MappingMixin:
         clusters = self.module.fitted.cluster.cpu().numpy()
         table = graph.table_matrix(neighbors, np.maximum(weights, 1e-30).astype(np.float64), len(clusters))
         return eq.vote(table, clusters, n_clusters=int(self.n_clusters_), own=False)
-
-
-def _match(wanted: Sequence[str], found: Sequence[str], *, min_overlap: float) -> np.ndarray:
-    """Return where each registered gene stands among those of a query, -1 where it does not."""
-    names = pd.Index(found).astype(str)
-    if not names.is_unique:
-        twice = names[names.duplicated()][0]
-        raise SetupError(f"The query has two genes called {twice!r}. Type query.var_names_make_unique().")
-    places = names.get_indexer(pd.Index(wanted))
-    shared = int((places >= 0).sum())
-    if shared < min_overlap * len(places):
-        raise SetupError(
-            f"The query has {shared} of the {len(places)} registered genes ({shared / len(places):.0%}); expected at "
-            f"least {min_overlap:.0%}. The model knows {list(wanted[:3])}; the query has {list(names[:3])}. Name"
-            " the genes as in training, or lower min_gene_overlap."
-        )
-    return places
 
 
 def _matched(x: Any, places: np.ndarray) -> sparse.csr_matrix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 
 from cellsmith._errors import DataWarning, SetupError, nearest
 from cellsmith.data.checks import check_counts, place_of
+from cellsmith.data.genes import match_genes
 from cellsmith.math.counts import library_totals
 from cellsmith.model.sce2tm.new_batches import (
     NewCells,
@@ -27,7 +28,7 @@ from cellsmith.model.sce2tm.new_batches import (
     with_batches,
 )
 
-__all__ = ["QueryMappingMixin", "TopicQuery", "match_genes"]
+__all__ = ["QueryMappingMixin", "TopicQuery"]
 
 FILLS = ("zero", "mean")
 CHUNK = 1024
@@ -62,48 +63,6 @@ class TopicQuery:
     missing: tuple[str, ...]
     empty: np.ndarray
     unseen_batches: tuple[str, ...]
-
-
-def match_genes(wanted: Sequence[str], found: Sequence[str], *, min_overlap: float) -> np.ndarray:
-    """Return where each modelled gene stands among the genes of a query, -1 for one that is absent.
-
-    Parameters
-    ----------
-    wanted
-        Names of the V modelled genes.
-    found
-        Names of the genes of the query, in any order.
-    min_overlap
-        Share of the modelled genes that must be there.
-
-    Returns
-    -------
-    Positions (V,).
-
-    Raises
-    ------
-    SetupError
-        If too few are there, naming three of each side, or a name of the query stands for two genes.
-    """
-    index = pd.Index(found).astype(str)
-    if not index.is_unique:
-        twice = index[index.duplicated()][0]
-        raise SetupError(
-            f"The query has two genes called {twice!r}; expected unique names. Type query.var_names_make_unique()."
-        )
-    places = index.get_indexer(pd.Index(wanted).astype(str))
-    share = float((places >= 0).mean())
-    if share < min_overlap:
-        raise SetupError(
-            f"The query has {int((places >= 0).sum())} of the {len(places)} modelled genes ({share:.0%}); expected at "
-            f"least {min_overlap:.0%}. The model knows {_some(wanted)}; the query has {_some(found)}. Rename the genes "
-            "of the query as in training (symbols or Ensembl identifiers), or lower min_gene_overlap."
-        )
-    return places
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(str(name)) for name in list(names)[:3])
 
 
 class QueryMappingMixin:
