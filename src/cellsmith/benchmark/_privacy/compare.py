@@ -12,10 +12,14 @@ import pandas as pd
 from cellsmith import metrics
 from cellsmith.benchmark._privacy.arms import ARMS, FREE, clusters, embed
 from cellsmith.benchmark._privacy.cases import LABELS, Case
+from cellsmith.math.assign import hungarian
 
-__all__ = ["COLUMNS", "privacy", "run_arm"]
+__all__ = ["COLUMNS", "RECALL", "known", "privacy", "rare_recalls", "run_arm"]
 
 COLUMNS = ("case", "seed", "arm", "epsilon", "metric", "value")
+RECALL = "recall of "
+"""Start of the name of a rare type's recall."""
+RARE_SHARE, RARE_CELLS = 0.03, 10
 
 
 def run_arm(case: Case, arm: str, epsilon: float) -> list[dict[str, Any]]:
@@ -35,18 +39,45 @@ def run_arm(case: Case, arm: str, epsilon: float) -> list[dict[str, Any]]:
     Rows of the table.
     """
     start = time.process_time()
-    z = embed(arm, case, epsilon)
+    made = embed(arm, case, epsilon)
     seconds = time.process_time() - start
-    found, truth = clusters(z, case.n_clusters, seed=case.seed), case.cells.obs[LABELS].to_numpy()
-    scores = {
-        "ari": metrics.ari(truth, found),
-        "nmi": metrics.nmi(truth, found),
-        "macro_f1": metrics.macro_f1(truth, found),
-        "rare_f1": metrics.rare_f1(truth, found),
-        "seconds": seconds,
-    }
-    head = {"case": case.name, "seed": case.seed, "arm": arm, "epsilon": epsilon}
-    return [{**head, "metric": m, "value": v} for m, v in scores.items()]
+    truth, rows = case.cells.obs[LABELS].to_numpy(), []
+    for own, z in made.items():
+        found = z if z.ndim == 1 else clusters(z, case.n_clusters, seed=case.seed)
+        recalls = rare_recalls(truth, found)
+        scores = {
+            "ari": metrics.ari(truth, found),
+            "nmi": metrics.nmi(truth, found),
+            "macro_f1": metrics.macro_f1(truth, found),
+            "rare_f1": metrics.rare_f1(truth, found),
+            "rare_recall": float(np.mean(list(recalls.values()))) if recalls else float("nan"),
+            **{f"{RECALL}{name}": recall for name, recall in recalls.items()},
+            "seconds": seconds,
+        }
+        head = {"case": case.name, "seed": case.seed, "arm": own, "epsilon": epsilon}
+        rows += [{**head, "metric": m, "value": v} for m, v in scores.items()]
+    return rows
+
+
+def rare_recalls(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Return the recall of every rare type, clusters named as in :func:`cellsmith.metrics.macro_f1`.
+
+    Parameters
+    ----------
+    truth, found
+        (n,) types and clusters.
+
+    Returns
+    -------
+    Type -> recall in [0, 1], for types below 3 % of the cells that have at least 10.
+    """
+    table = pd.crosstab(truth, found)
+    cells, sizes = table.to_numpy(), table.to_numpy().sum(axis=1)
+    rows, columns = hungarian(cells)
+    recall = np.zeros(len(table))
+    recall[rows] = cells[rows, columns] / sizes[rows]
+    rare = (sizes < RARE_SHARE * sizes.sum()) & (sizes >= RARE_CELLS)
+    return {str(name): float(value) for name, value in zip(table.index[rare], recall[rare], strict=True)}
 
 
 def privacy(
@@ -77,7 +108,8 @@ def privacy(
 
     Returns
     -------
-    Tidy table: case, seed, arm, epsilon, metric (ari, nmi, macro_f1, rare_f1, seconds), value.
+    Tidy table: case, seed, arm, epsilon, metric (ari, nmi, macro_f1, rare_f1, rare_recall, seconds, and the recall of
+    every type below 3 %), value.
 
     Examples
     --------

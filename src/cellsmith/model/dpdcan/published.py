@@ -214,8 +214,7 @@ class PublishedMixin:
 
     def _nominal_noise(self) -> float:
         """Return sigma for the planned steps, as if the accounting applied."""
-        planned = sum(EPOCHS.values()) * N_BATCHES
-        steps = min(MOST_STEPS, planned)
+        steps = min(MOST_STEPS, self.privacy_plan.published_epochs * N_BATCHES)
         return privacy.calibrate(
             lambda s: [self._nominal_event(s, steps)], epsilon=self._given["target_epsilon"], delta=1e-5
         )

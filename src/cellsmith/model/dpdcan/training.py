@@ -22,7 +22,7 @@ from cellsmith.model.dpdcan import equations as eq
 from cellsmith.model.dpdcan.budget import CLUSTER_PART, KMEANS, PrivacyPlan, plan_budget
 from cellsmith.model.dpdcan.checking import check_wiring
 from cellsmith.model.dpdcan.local import fit_local_head
-from cellsmith.model.dpdcan.published import NOISED
+from cellsmith.model.dpdcan.published import EPOCHS, NOISED
 from cellsmith.model.dpdcan.settings import PRIVATE
 from cellsmith.model.dpdcan.stepping import PrivateStagePlan, PrivateStep
 
@@ -88,6 +88,7 @@ class TrainingMixin:
             sample_rate=given["sample_rate"],
             clip_norm=given["clip_norm"],
             simulated=given["unsafe_reproducible"],
+            published_epochs=sum(stage.max_epochs for stage in stages if stage.name in EPOCHS),
             **self._trained_parts(stages),
         )
         if self._is_private:
@@ -287,11 +288,12 @@ class TrainingMixin:
     def _kmeans_frame(self, n_latent: int) -> dict[str, Any]:
         """Return where private k-means looks, from released eigenvalues: around the mean direction, along signal."""
         if self._given["mode"] != "dp_pca_init":
-            return {}
-        power = np.maximum(self.eigenvalues_, 0.0) / self.privacy_plan.n_units
-        width = np.sqrt(np.where(np.arange(len(power)) < max(2, self.n_above_edge_), power, 0.0))[:n_latent]
+            return {"offset": np.zeros(n_latent)}
+        # Axes that noise alone would reach hold noise for every centre, and nothing that tells cells apart.
+        n_axes = min(n_latent, max(2, self.n_above_edge_))
+        width = np.sqrt(np.maximum(self.eigenvalues_[:n_axes], 0.0) / self.privacy_plan.n_units)
         # Rows are counts, so that the first axis holds their mean; the others hold how cells differ.
-        offset = np.zeros(n_latent)
+        offset = np.zeros(n_axes)
         offset[0], width[0] = min(1.0, width[0]), 0.0
         return {"offset": offset, "spread": width, "radius": float(min(1.0, max(1e-3, 2 * np.linalg.norm(width))))}
 
@@ -303,17 +305,21 @@ class TrainingMixin:
         plan = self.privacy_plan
         plan.spend("kmeans")
         z = self._encode_counts(self._table.counts)
+        frame = self._kmeans_frame(z.shape[1])
+        n_axes = len(frame["offset"])
         found = privacy.private_kmeans(
-            z,
+            z[:, :n_axes],
             self._given["n_clusters"],
             mu=plan.mu["kmeans"],
             units=self._units,
             generator=self._noise,
-            **self._kmeans_frame(z.shape[1]),
+            **frame,
             **KMEANS,
         )
         self.released_ = [*self.released_, "kmeans"]
-        self.fixed_["centers"] = torch.as_tensor(found.centers, dtype=torch.float32)
+        centers = np.zeros((len(found.centers), z.shape[1]))
+        centers[:, :n_axes] = found.centers
+        self.fixed_["centers"] = torch.as_tensor(centers, dtype=torch.float32)
         self.fixed_["cluster_sizes"] = torch.as_tensor(np.maximum(found.counts, 1.0), dtype=torch.float32)
         self._put_fixed()
 
