@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from cellsmith._rng import Streams, isolated
-from cellsmith.benchmark._annotation.speed import THREADS
+from cellsmith.benchmark._process import report_cost, run_alone
 from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._synthesis.speed import alternate
 from cellsmith.benchmark._topics.cases import TUNING, read
@@ -157,29 +152,17 @@ def _tables(cells: AnnData, n_topics: int) -> list[Any]:
 
 
 def child(task: str, directory: str) -> None:
-    """Run one task in a process of its own and say on standard output what it took."""
-    import resource
-
-    import torch
-
+    """Run one task in this process."""
     from cellsmith.benchmark._topics.cases import raw
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    started = (time.perf_counter(), time.process_time())
-    cells = read(Path(directory), "pbmc4k_10x").cells
-    if task == "gate_12261":
-        cells = raw(Path(directory), "kang_ctrl_8donors")
-    elif task != "query":
-        cells = cells[:FIT_CELLS].copy()
-    train = {"fit": lambda: _fit(cells), "query": lambda: _query(cells)}.get(task, lambda: _gate(cells))
-    started = (time.perf_counter(), time.process_time())
-    out = {"n": float(cells.n_obs), **(train() or {})}
-    out.setdefault("wall_s", time.perf_counter() - started[0])
-    out.setdefault("cpu_s", time.process_time() - started[1])
-    out["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    sys.stdout.write("RESULT " + json.dumps(out) + "\n")
+    def cells() -> AnnData:
+        if task == "gate_12261":
+            return raw(Path(directory), "kang_ctrl_8donors")
+        found = read(Path(directory), "pbmc4k_10x").cells
+        return found if task == "query" else found[:FIT_CELLS].copy()
+
+    run: Callable[[AnnData], Mapping[str, float] | None] = {"fit": _fit, "query": _query}.get(task, _gate)
+    report_cost(cells, lambda data: {"n": float(data.n_obs), **(run(data) or {})})
 
 
 def _fit(cells: AnnData) -> None:
@@ -212,19 +195,6 @@ def _query(cells: AnnData) -> dict[str, float]:
     return {"wall_s": time.perf_counter() - started[0], "cpu_s": time.process_time() - started[1]}
 
 
-def measure(task: str, directory: Path) -> dict[str, float]:
-    """Run a task of :func:`child` in a fresh process on one thread."""
-    code = "from cellsmith.benchmark._topics import speed; import sys; speed.child(sys.argv[1], sys.argv[2])"
-    environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, task, str(directory)], env=environment, capture_output=True, text=True, check=False
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return dict(json.loads(line.removeprefix("RESULT ")))
-    raise RuntimeError(f"The task {task!r} ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
-
-
 def speed(*, directory: Path, store: Store) -> None:
     """Run what is not in the table yet.
 
@@ -251,5 +221,5 @@ def speed(*, directory: Path, store: Store) -> None:
     for task in ("fit", "gate_3000", "gate_12261", "query"):
         if store.has(quantity=f"{task}, wall_s"):
             continue
-        found = measure(task, directory)
+        found = run_alone(__name__, task, str(directory))
         add({f"{task}, {k}": v for k, v in found.items()}, "a process of its own, one thread")
