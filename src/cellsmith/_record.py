@@ -12,6 +12,7 @@ import importlib.metadata
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -450,7 +451,9 @@ def _put(adata: AnnData, slot: str, name: str, value: Any) -> None:
 # Small helpers of provenance.
 
 
+@cache
 def _version(package: str) -> str:
+    # The metadata of a package are a file: read once, not at every result.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -424,9 +424,13 @@ def test_plain_loops_choose_what_sketches_choose() -> None:
 
 
 def test_what_a_speed_run_lacks_is_added(monkeypatch, tmp_path) -> None:
-    jobs = {"first": (lambda: {"first": 1.0, "more": 2.0}, "toy"), "second": (lambda: {"second": 3.0}, "toy")}
-    monkeypatch.setattr(speed, "tasks", lambda directory: jobs)
+    jobs = {
+        "a": ("first", lambda directory: {"first": 1.0, "more": 2.0}, "toy"),
+        "b": ("second", lambda directory: {"second": 3.0}, "toy"),
+        "c": ("third", lambda directory: {"third": 4.0}, "toy"),
+    }
+    monkeypatch.setattr(speed, "TASKS", jobs)
     store = Store(SPEED, tmp_path / "rows.csv")
     store.add([{"quantity": "second", "value": 5.0, "detail": "before"}])
-    speed.speed(directory=tmp_path, store=store)
+    speed.speed(tmp_path, store=store, chosen=["a", "b"])
     assert store.table.set_index("quantity")["value"].to_dict() == {"second": 5.0, "first": 1.0, "more": 2.0}

@@ -106,6 +106,18 @@ def test_sums_of_a_matrix_that_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch
         matching.metacell_sums(x, groups[:-1])
 
 
+def test_the_log_view_leaves_counts_as_they_are() -> None:
+    """Columns out of order and an entry in two parts: the answer is that of the dense table, the input untouched."""
+    x = sp.csr_matrix((np.array([2.0, 1.0, 1.0, 3.0]), np.array([2, 0, 2, 1]), np.array([0, 3, 4])), shape=(2, 3))
+    before = [part.copy() for part in (x.data, x.indices, x.indptr)]
+    phi = matching.log_normalize(x, scale=10.0)
+    phi.sort_indices()
+    phi.data[:] += 1.0
+    np.testing.assert_allclose(phi.toarray()[0], [np.log1p(10 / 4) + 1, 0.0, np.log1p(10 * 3 / 4) + 1])
+    for part, kept in zip((x.data, x.indices, x.indptr), before, strict=True):
+        np.testing.assert_array_equal(part, kept)
+
+
 def test_profiles_are_shares_or_the_mean_of_the_log_view() -> None:
     x, groups = counts(), np.arange(20) % 3
     p, total = matching.group_profiles(x, groups, summary="sum", scale=1e3)

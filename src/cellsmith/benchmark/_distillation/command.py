@@ -11,7 +11,7 @@ from cellsmith.benchmark._distillation.ours import ABLATION
 from cellsmith.benchmark._distillation.peers import DEFAULT_PEERS, SHOWN, pick
 from cellsmith.benchmark._distillation.recipe import MODELS
 from cellsmith.benchmark._distillation.report import ABLATION_TABLE, SPEED_TABLE, TRANSFER_TABLE, report
-from cellsmith.benchmark._distillation.speed import speed
+from cellsmith.benchmark._distillation.speed import TASKS, speed
 from cellsmith.benchmark._distillation.transfer import FILES as TRANSFER_FILES
 from cellsmith.benchmark._distillation.transfer import SEEDS as TRANSFER_SEEDS
 from cellsmith.benchmark._distillation.transfer import transfer
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--ablation", action="store_true", help=f"only change one part at a time, on {EMBEDDED}")
     part.add_argument("--transfer", action="store_true", help="only learn from one batch and name the cells of another")
-    part.add_argument("--speed", action="store_true", help="only measure seconds and memory")
+    part.add_argument("--speed", nargs="*", choices=TASKS, help="only measure seconds and memory; none named: all")
     parser.set_defaults(seeds=None)
 
 
@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> Path:
     -------
     Path of the page.
     """
-    if options.speed:
-        speed(directory=data_directory(options.data), store=Store(SPEED, options.out / SPEED_TABLE))
+    if options.speed is not None:
+        store = Store(SPEED, options.out / SPEED_TABLE)
+        speed(data_directory(options.data), store=store, chosen=options.speed)
     elif options.transfer:
         transfer(
             data_directory(options.data),

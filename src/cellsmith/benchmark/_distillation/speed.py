@@ -11,10 +11,12 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from cellsmith.benchmark._topics.speed import in_turn
 from cellsmith.math.matching import herding, k_center, log_normalize, principal_components, target_sum
 from cellsmith.tl import sketch
 
-__all__ = ["speed"]
+__all__ = ["TASKS", "speed"]
 
 logger = logging.getLogger("cellsmith")
 
@@ -40,6 +42,7 @@ SCALE, MANY_CELLS = "kang_ctrl_8donors", 100_000
 FIT_FILE, FIT_CELLS = "pbmc4k_10x", 2_000
 BATCH, BUDGET = 128, 10
 N_WARM, N_STEPS = 3, 15
+FEW_EPOCHS = 2  # of a stage; more need no more memory
 SELECTED, LOOPED = 500, 5  # cells that are chosen; of a plain loop as many, timed, stand for them all
 
 Found = dict[str, float]
@@ -56,24 +59,22 @@ def counts(directory: Path, file: str, n_cells: int | None = None) -> ad.AnnData
 
 
 def trained(data: ad.AnnData, max_epochs: Any = None, **options: Any) -> Any:
-    """Return SCDD trained on a copy of some cells."""
+    """Return SCDD trained on some cells."""
     from cellsmith.model import SCDD
 
-    own = data.copy()
-    SCDD.setup_anndata(own, labels_key=LABELS)
-    model = SCDD(own)
+    SCDD.setup_anndata(data, labels_key=LABELS)
+    model = SCDD(data)
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False, seed=0, **options)
     return model
 
 
 def trained_scvi(data: ad.AnnData, max_epochs: int | None = None, **options: Any) -> Any:
-    """Return scVI of the widths of SCDD, trained on a copy of some cells."""
+    """Return scVI of the widths of SCDD, trained on some cells."""
     from scvi.model import SCVI
 
-    own = data.copy()
     with isolated(0):
-        SCVI.setup_anndata(own)
-        model = SCVI(own, n_latent=32, n_hidden=128, n_layers=2, gene_likelihood="nb")
+        SCVI.setup_anndata(data)
+        model = SCVI(data, n_latent=32, n_hidden=128, n_layers=2, gene_likelihood="nb")
         model.train(max_epochs, accelerator="cpu", enable_progress_bar=False, logger=False, **options)
     return model
 
@@ -85,8 +86,8 @@ def epochs(directory: Path) -> Found:
     found = in_turn(
         {
             # One epoch of the generator in every run: it is gone in the difference of two.
-            "ours": lambda n: trained(data, {"autoencoder": n, "generator": 1}, **same),
-            "theirs": lambda n: trained_scvi(data, n, **same),
+            "ours": lambda n: trained(data.copy(), {"autoencoder": n, "generator": 1}, **same),
+            "theirs": lambda n: trained_scvi(data.copy(), n, **same),
         }
     )
     return {"epoch_over_scvi": found["ours"] / found["theirs"], "epoch_s": found["ours"], "scvi_s": found["theirs"]}
@@ -130,9 +131,9 @@ def codes_step(model: Any, *, cells: Any = None, **options: Any) -> Callable[[in
     return step
 
 
-def generator_calls() -> Found:
+def generator_calls(directory: Path) -> Found:
     """Time a step on the codes with one call of the generator and with ten; and without what is compared after it."""
-    model = trained(counts(Path(), EMBEDDED), 1)
+    model = trained(counts(directory, EMBEDDED), 1)
     found = {}
     for name, objective in (("codes only", "readers"), ("matching", ("gradient", "distribution"))):
         options = {"objective": objective, "residual": False}
@@ -146,13 +147,23 @@ def many_cells(directory: Path) -> Found:
     """Time a step on the codes on 12,261 cells and on 100,000, drawn from them type by type."""
     model = trained(counts(directory, SCALE), 1)
     few = model._labelled_cells()
-    rows = Streams(0).numpy("speed").choice(len(few.labels), MANY_CELLS)
+    rows = many_rows(few.labels)
     found = {}
     for name, objective in (("readers", "readers"), ("matching", ("gradient", "distribution"))):
         runs = [codes_step(model, cells=cells, objective=objective) for cells in (few.take(rows), few)]
         many, less, ratio = alternate(*runs, n_warm=N_WARM, n_steps=N_STEPS)
         found |= {f"many_over_few, {name}": ratio, f"many_s, {name}": many, f"few_s, {name}": less}
     return found
+
+
+def many_rows(labels: np.ndarray) -> np.ndarray:
+    """Return 100,000 positions of cells, drawn with repetition type by type."""
+    generator = Streams(0).numpy("speed")
+    parts = []
+    for name in np.unique(labels):
+        own = np.flatnonzero(labels == name)
+        parts.append(generator.choice(own, round(MANY_CELLS * len(own) / len(labels))))
+    return np.sort(np.concatenate(parts))
 
 
 def embedded(directory: Path) -> ad.AnnData:
@@ -234,8 +245,8 @@ def _memory(field: str) -> float:
     return float(next(line for line in lines if line.startswith(field)).split()[1]) / 1024.0
 
 
-def child(task: str, directory: str) -> None:
-    """Run one task in a process of its own and say on standard output what it took."""
+def child(task: str, path: str) -> None:
+    """Run one task on cells of a file in a process of its own and say on standard output what it took."""
     import scvi  # noqa: F401  loading it is no one's cost
     import torch
 
@@ -244,69 +255,85 @@ def child(task: str, directory: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    place, kind = Path(directory), task.split(", ")[0]
-    if kind == "whole":
-        data = counts(place, EMBEDDED) if task.endswith(EMBEDDED) else counts(place, FIT_FILE, FIT_CELLS)
-    else:
-        data = embedded(place)
+    data = ad.read_h5ad(path)
     runs: dict[str, Callable[[], Any]] = {
-        "whole": lambda: trained(data).distill(BUDGET),
-        "memory of scDD": lambda: trained(data, 2).distill(BUDGET),
-        "memory of scVI": lambda: trained_scvi(data, 2),
-        "memory of metacells": lambda: metacell(data),
+        "all defaults": lambda: trained(data).distill(BUDGET),
+        "scDD": lambda: trained(data, FEW_EPOCHS).distill(BUDGET),
+        "scVI": lambda: trained_scvi(data, FEW_EPOCHS),
+        "metacells": lambda: metacell(data),
     }
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is that of loading
     before, wall, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
-    runs[kind]()
+    runs[task]()
     out = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     csr = sum(part.nbytes for part in (data.X.data, data.X.indices, data.X.indptr)) / 2**20
-    out |= {"extra_mib": _memory("VmHWM") - before, "csr_mib": csr, "n": float(data.n_obs)}
+    out |= {"extra_mib": _memory("VmHWM") - before, "peak_mib": _memory("VmHWM"), "csr_mib": csr}
     sys.stdout.write("RESULT " + json.dumps(out) + "\n")
 
 
-def measure(task: str, directory: Path) -> Found:
-    """Run a task of :func:`child` in a fresh process on one thread."""
+def measure(task: str, data: ad.AnnData) -> Found:
+    """Run a task of :func:`child` on some cells in a fresh process on one thread."""
     code = "from cellsmith.benchmark._distillation import speed; import sys; speed.child(sys.argv[1], sys.argv[2])"
     environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, task, str(directory)], env=environment, capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "cells.h5ad")
+        data.write_h5ad(path)
+        command = [sys.executable, "-c", code, task, path]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return dict(json.loads(line.removeprefix("RESULT ")))
     raise RuntimeError(f"The task {task!r} ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
-def memory(directory: Path) -> Found:
-    """Return how far training and distilling, a training of scVI, and metacells raise the memory, MiB."""
-    found = {who: measure(f"memory of {who}", directory) for who in ("scDD", "scVI", "metacells")}
-    out = {f"extra_mib, {who}": taken["extra_mib"] for who, taken in found.items()}
-    out["memory_over_scvi"] = out["extra_mib, scDD"] / out["extra_mib, scVI"]
-    out["metacells_over_csr"] = out["extra_mib, metacells"] / found["metacells"]["csr_mib"]
+def memory(directory: Path, *, many: bool = False) -> Found:
+    """Return how far training and distilling, a training of scVI, and metacells raise the memory, MiB.
+
+    Parameters
+    ----------
+    directory
+        The benchmark data directory.
+    many
+        On 100,000 cells, drawn type by type; else on the 12,261.
+    """
+    data = embedded(directory)
+    if many:
+        data = data[many_rows(data.obs[LABELS].to_numpy())].copy()
+        data.obs_names_make_unique()
+    size, found = f"{data.n_obs} cells", {who: measure(who, data) for who in ("scDD", "scVI", "metacells")}
+    out = {f"{field}, {who}, {size}": found[who][field] for who in found for field in ("extra_mib", "peak_mib")}
+    for field, ratio in (("extra_mib", "extra_over_scvi"), ("peak_mib", "peak_over_scvi")):
+        out[f"{ratio}, {size}"] = found["scDD"][field] / found["scVI"][field]
+    out[f"metacells_over_csr, {size}"] = found["metacells"]["extra_mib"] / found["metacells"]["csr_mib"]
     return out
 
 
-def whole(directory: Path, file: str) -> Found:
+def whole(directory: Path) -> Found:
     """Time training and distilling ten a class with every default."""
-    taken = measure(f"whole, {file}", directory)
-    return {f"whole_{clock}, {file}": taken[clock] for clock in ("cpu_s", "wall_s")}
-
-
-def tasks(directory: Path) -> dict[str, tuple[Callable[[], Found], str]]:
-    """Return first quantity -> what measures it and those after it, and on what."""
-    found: dict[str, tuple[Callable[[], Found], str]] = {
-        "epoch_over_scvi": (lambda: epochs(directory), f"{FIT_CELLS} cells of {FIT_FILE}, batches of {BATCH}, in turn"),
-        "ten_over_one, codes only": (generator_calls, f"steps on the codes of {EMBEDDED}, {BUDGET} a class, in turn"),
-        "many_over_few, readers": (lambda: many_cells(directory), f"{SCALE}, {MANY_CELLS} and all cells, in turn"),
-        "metacell_over_plain": (lambda: sketches(directory), f"{SCALE}, 50 components given, {SELECTED} cells chosen"),
-        "extra_mib, scDD": (lambda: memory(directory), f"beyond the loaded {SCALE}, processes of their own"),
-    }
+    found = {}
     for file in (EMBEDDED, FIT_FILE):
-        found[f"whole_cpu_s, {file}"] = (lambda file=file: whole(directory, file), f"{BUDGET} a class, all defaults")
+        taken = measure("all defaults", counts(directory, file, FIT_CELLS))
+        found |= {f"whole_{clock}, {file}": taken[clock] for clock in ("cpu_s", "wall_s")}
     return found
 
 
-def speed(*, directory: Path, store: Store) -> None:
+TASKS: dict[str, tuple[str, Callable[[Path], Found], str]] = {
+    "epochs": ("epoch_over_scvi", epochs, f"{FIT_CELLS} cells of {FIT_FILE}, batches of {BATCH}, in turn"),
+    "calls": ("ten_over_one, codes only", generator_calls, f"steps on the codes of {EMBEDDED}, {BUDGET} a class"),
+    "cells": ("many_over_few, readers", many_cells, f"{SCALE}, {MANY_CELLS} and all cells, {BUDGET} a class"),
+    "sketches": ("metacell_over_plain", sketches, f"{SCALE}, 50 components given; {SELECTED} cells chosen"),
+    "memory": ("extra_mib, scDD, 12261 cells", memory, f"{SCALE}; extra: beyond the loaded cells"),
+    "memory of many": (
+        f"extra_mib, scDD, {MANY_CELLS} cells",
+        partial(memory, many=True),
+        f"{SCALE}, drawn with repetition; extra: beyond the loaded cells",
+    ),
+    "whole": (f"whole_cpu_s, {EMBEDDED}", whole, f"{BUDGET} a class, all defaults, a process of its own"),
+}
+"""Task -> its first quantity, what measures it and those after it, and on what."""
+
+
+def speed(directory: Path, *, store: Store, chosen: Sequence[str] = ()) -> None:
     """Run what is not in the table yet.
 
     Parameters
@@ -315,16 +342,18 @@ def speed(*, directory: Path, store: Store) -> None:
         The benchmark data directory.
     store
         Where the rows go: ``quantity, value, detail``.
+    chosen
+        Names of :data:`TASKS`; none: all.
     """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for first, (job, detail) in tasks(directory).items():
+        for first, task, detail in (TASKS[name] for name in chosen or TASKS):
             if store.has(quantity=first):
                 continue
-            found = job()
+            found = task(directory)
             store.add([{"quantity": k, "value": v, "detail": f"{detail}, one thread"} for k, v in found.items()])
             logger.info("%s", {k: round(v, 3) for k, v in found.items()})
     finally:

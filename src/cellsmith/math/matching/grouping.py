@@ -31,8 +31,8 @@ __all__ = [
 N_COMPONENTS = 50
 N_STARTS = 3
 FEW_GENES = 1_000
-# Cells read at a time: bounds the memory where the counts lie in a file.
-ROWS_AT_ONCE = 8_192
+# Cells read at a time: bounds the memory, wherever the counts lie.
+ROWS_AT_ONCE = 4_096
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int32]
@@ -63,10 +63,15 @@ def log_normalize(counts: Any, *, scale: float) -> sp.csr_matrix:
     -------
     ``(n, G)`` CSR float64; zeros stay zeros.
     """
-    out = sp.csr_matrix(counts, dtype=np.float64, copy=True)
-    per_entry = np.repeat(scale / library_totals(out), np.diff(out.indptr))
-    out.data = np.log1p(out.data * per_entry)
-    return out
+    given = sp.csr_matrix(counts)
+    if not given.has_canonical_format:
+        given = given.copy()
+        given.sum_duplicates()
+    values = np.repeat(scale / library_totals(given), np.diff(given.indptr))
+    values *= given.data
+    np.log1p(values, out=values)
+    # Places of the entries are shared with the counts: a large table is not held twice.
+    return sp.csr_matrix((values, given.indices, given.indptr), shape=given.shape)
 
 
 def metacell_sums(counts: Any, groups: npt.ArrayLike) -> sp.csr_matrix:
@@ -88,7 +93,8 @@ def metacell_sums(counts: Any, groups: npt.ArrayLike) -> sp.csr_matrix:
     SetupError
         If there is not one group for each cell.
     """
-    return _grouped(counts, groups, lambda block: sp.csr_matrix(block, dtype=np.float64))
+    # Nothing is made of the cells before they are added up: sparse counts in memory are not cut.
+    return _grouped(counts, groups, sp.csr_matrix, rows_at_once=None if sp.issparse(counts) else ROWS_AT_ONCE)
 
 
 def metacell_log_means(counts: Any, groups: npt.ArrayLike, *, scale: float) -> sp.csr_matrix:
@@ -119,21 +125,22 @@ def metacell_log_means(counts: Any, groups: npt.ArrayLike, *, scale: float) -> s
     return sp.csr_matrix(sp.diags(1.0 / np.maximum(size, 1)) @ total)
 
 
-def _grouped(counts: Any, groups: npt.ArrayLike, view: Any) -> sp.csr_matrix:
+def _grouped(
+    counts: Any, groups: npt.ArrayLike, view: Any, *, rows_at_once: int | None = ROWS_AT_ONCE
+) -> sp.csr_matrix:
     codes = np.asarray(groups)
     n, n_genes = counts.shape
     if codes.shape != (n,):
         raise SetupError(f"Found groups of shape {codes.shape}, expected one for each of {n} cells.")
     n_groups = int(codes.max(initial=-1)) + 1
     total = sp.csr_matrix((n_groups, n_genes), dtype=np.float64)
-    in_memory = isinstance(counts, np.ndarray) or sp.issparse(counts)
     rows = counts.tocsr() if sp.issparse(counts) else counts
-    step = max(1, n) if in_memory else ROWS_AT_ONCE
-    for start in range(0, n, step):
+    step = n if rows_at_once is None else rows_at_once
+    for start in range(0, n, max(1, step)):
         part = codes[start : start + step]
         kept = np.flatnonzero(part >= 0)
         member = sp.csr_matrix((np.ones(len(kept)), (part[kept], np.arange(len(kept)))), shape=(n_groups, len(kept)))
-        block = rows[start : start + step]
+        block = rows if rows_at_once is None else rows[start : start + step]
         total = total + member @ view(block if len(kept) == len(part) else block[kept])
     out = sp.csr_matrix(total)
     out.sort_indices()

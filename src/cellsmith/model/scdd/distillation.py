@@ -197,7 +197,9 @@ class DistillMixin:
         mean, _ = self._encode(CellReader(self.adata_manager), rows)
         with torch.no_grad():
             standard = self.module.standardise(mean).numpy()
-        return Cells(x[rows], labels[rows], batch[rows].astype(np.int64), standard, rows)
+        # Nothing is changed in the counts, so that those of all cells need no copy.
+        counts = x if len(rows) == x.shape[0] else x[rows]
+        return Cells(counts, labels[rows], batch[rows].astype(np.int64), standard, rows)
 
     def _empty_strata(self, cells: Cells) -> dict[str, np.ndarray]:
         """Return class and batch of the combinations without a cell, which get no profile."""
@@ -246,13 +248,15 @@ class DistillMixin:
         return self._finish(iterate, n_steps, groups, cells=cells, plan=plan, streams=streams), report
 
     def _distiller(self, cells: Cells, start: Start, plan: Plan, streams: Streams) -> Distiller:
-        batches = ClassBatches(
-            log_normalize(cells.counts, scale=self.module.scale),
-            cells.labels,
-            n_classes=len(self.classes),
-            batch_size=plan.batch_size,
-            streams=streams,
-        )
+        batches = None
+        if plan.max_steps:
+            batches = ClassBatches(
+                log_normalize(cells.counts, scale=self.module.scale),
+                cells.labels,
+                n_classes=len(self.classes),
+                batch_size=plan.batch_size,
+                streams=streams,
+            )
         return Distiller(self.module, start, plan=plan, batches=batches, streams=streams, kinds=self.pool_kinds)
 
     def _select(

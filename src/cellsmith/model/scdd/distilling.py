@@ -54,7 +54,8 @@ class ClassBatches:
         self, phi: sparse.csr_matrix, labels: np.ndarray, *, n_classes: int, batch_size: int, streams: Streams
     ) -> None:
         small = phi.shape[0] * phi.shape[1] <= DENSE_ENTRIES
-        self._phi: Any = torch.from_numpy(phi.toarray()).float() if small else phi.astype(np.float32)
+        held = phi.astype(np.float32)
+        self._phi: Any = torch.from_numpy(held.toarray()) if small else held
         self._rows = [np.flatnonzero(labels == k) for k in range(n_classes)]
         self._size, self._streams = batch_size, streams
 
@@ -155,7 +156,7 @@ class Distiller:
     plan
         How.
     batches
-        Real cells.
+        Real cells; None where no step is taken.
     streams
         "pool" draws the networks.
     kinds
@@ -168,7 +169,7 @@ class Distiller:
         start: Start,
         *,
         plan: Plan,
-        batches: ClassBatches,
+        batches: ClassBatches | None,
         streams: Streams,
         kinds: tuple[str, ...] = KINDS,
     ) -> None:
@@ -208,6 +209,7 @@ class Distiller:
     def loss(self, views: Tensor, step: int) -> dict[str, Tensor]:
         """Eq. (19): the terms that read the log views, each with its weight; penalties follow in :meth:`penalty`."""
         weights, plan = self.plan.weights, self.plan
+        assert self.batches is not None
         classes = range(self.module.n_labels)
         own = [views[self.labels == k] for k in classes]
         real = [b if len(s) else b[:0] for b, s in zip(self.batches.draw(step), own, strict=True)]

@@ -20,8 +20,10 @@ from cellsmith.model.scdd import equations as eq
 
 __all__ = ["CodedCells", "TrainingMixin", "fit_readout"]
 
-# Moments and the refit are averages over cells: more of them than this change nothing that matters.
-MAX_MOMENT_CELLS = 20_000
+# The refit is an average over cells: more of them than this change nothing that matters.
+MAX_REFIT_CELLS = 20_000
+# Moments are where the dispersions start, before they are learnt and refitted; all their cells are held at once.
+MAX_MOMENT_CELLS = 4_000
 # A linear classifier of the log view is settled by then, and its table of cells is dense.
 MAX_READOUT_CELLS = 4_000
 READOUT_STEPS = 200
@@ -90,7 +92,7 @@ class TrainingMixin:
     def _calibrate(self, streams: Streams) -> None:
         """Eq. (3): refit the dispersion with the decoder frozen; kept unless held-out cells become less likely."""
         self._require_reader()
-        fit = self._training_sample(MAX_MOMENT_CELLS, streams)
+        fit = self._training_sample(MAX_REFIT_CELLS, streams)
         held_out = Sample(self._reader, self._split[1]) if len(self._split[1]) else fit
         self.module.eval()
         self.refit_ = dict(calibrate(self.module, fit=fit, held_out=held_out, seed=streams.integer("refit")))
