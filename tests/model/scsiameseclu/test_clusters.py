@@ -67,3 +67,28 @@ def test_starting_number_exceeds_the_communities() -> None:
     means, found = clusters.communities(z, 3, seed=0)
     assert len(np.unique(found[:60])) == 1
     np.testing.assert_allclose(np.sort(means[:, 0]), np.sort(centre[:, 0]), atol=1e-4)
+
+
+def test_a_given_number_is_reached_by_merging(typed: tuple[sparse.csr_matrix, np.ndarray]) -> None:
+    counts, types = typed
+    split = types.copy()
+    split[np.flatnonzero(types == 0)[::2]] = types.max() + 1
+    k = int(types.max()) + 1
+    found = clusters.prune(counts, split, np.eye(k + 2), threshold=1e9, min_markers=5, n_left=k)
+    assert found.into[0] == found.into[k] != -1  # the halves of a type; the empty cluster is dropped
+    assert found.into[k + 1] == -1
+    assert len(set(found.into.tolist()) - {-1}) == k
+
+
+def test_only_clusters_nearest_to_each_other_are_merged(typed: tuple[sparse.csr_matrix, np.ndarray]) -> None:
+    """Two clusters of 4 cells have hardly a gene that separates them, whatever their types."""
+    counts, codes = typed
+    small = codes.copy()
+    small[np.flatnonzero(codes == 0)[:4]], small[np.flatnonzero(codes == 1)[:4]] = 3, 4
+    options = {"threshold": 10.0, "min_markers": 5, "nearest": True, "merge": True}
+    assert clusters._separating(counts, small, 3, 4, batches=None) < 10
+    for n_left in (4, 3):
+        found = clusters.prune(counts, small, centres(counts, small), n_left=n_left, **options)
+        assert len(np.unique(found.into)) == n_left
+        assert found.into[3] != found.into[4]
+    np.testing.assert_array_equal(found.into, [0, 1, 2, 0, 1])

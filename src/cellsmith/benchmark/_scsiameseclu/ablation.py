@@ -48,7 +48,7 @@ def run_case(case: Case, changes: Mapping[str, Change], seed: int, *, store: Sto
     for name, change in sorted(changes.items(), key=lambda item: not item[1].late):
         for way in change.ways:
             if not store.has(task=TASK + way, file=case.file, seed=seed, variant=name):
-                store.record(TASK + way, part, name, scores(case, warmups.fit(case, change, way, seed)))
+                store.record(TASK + way, part, name, scores(case, warmups.fit(case, change, way, seed=seed)))
 
 
 def ablation(

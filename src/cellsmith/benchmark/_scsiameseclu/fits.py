@@ -158,7 +158,7 @@ class Warmups:
         self._kept: Any = None
         self._of: tuple[Any, ...] = ()
 
-    def fit(self, case: Case, change: Change, way: str, seed: int) -> Fit:
+    def fit(self, case: Case, change: Change, way: str, *, seed: int) -> Fit:
         """Train on a case by one way of finding the number of clusters, from the last warm-up where it is the same."""
         # Changes that act late share the warm-up of the default; of all others both ways share one.
         of = (id(case), seed, None if change.late else id(change))

@@ -89,6 +89,7 @@ def prune(
     guard: bool = True,
     merge: bool = True,
     n_left: int | None = None,
+    nearest: bool = False,
 ) -> Pruned:
     """Drop clusters that are too small and have no markers, merge those that too few genes separate.
 
@@ -111,6 +112,9 @@ def prune(
     n_left
         Merge until so many are left, whatever separates them; only clusters without a cell are dropped. None: by the
         threshold.
+    nearest
+        Merge only clusters that are each other's nearest. Few cells make few genes significant, so that two small
+        clusters may have nothing that separates them however far apart they are.
     """
     k, into, steps = len(prototypes), np.arange(len(prototypes)), []
     sizes = np.bincount(codes, minlength=k)
@@ -127,6 +131,10 @@ def prune(
     kept = into[codes] >= 0
     if not merge or not kept.any():
         return Pruned(into, steps)
+    if nearest:
+        return _merge_nearest(
+            counts, codes, prototypes, Pruned(into, steps), threshold=threshold, batches=batches, n_left=n_left
+        )
     merged, path = merge_by_markers(
         counts[np.flatnonzero(kept)],
         codes[kept],
@@ -140,6 +148,55 @@ def prune(
         into[members] = members[sizes[members].argmax()]
     steps += [f"merged two clusters that {int(score)} genes separate" for score in path.score]
     return Pruned(into, steps)
+
+
+def _merge_nearest(
+    counts: sp.csr_matrix,
+    codes: np.ndarray,
+    prototypes: np.ndarray,
+    found: Pruned,
+    *,
+    threshold: float,
+    batches: Any,
+    n_left: int | None,
+) -> Pruned:
+    """Merge, one pair after the other, the mutually nearest clusters that the fewest genes separate."""
+    groups = np.where(found.into[codes] >= 0, codes, -1)
+    sizes = np.bincount(codes, minlength=len(prototypes)).astype(np.float64)
+    centres, into, steps = prototypes.astype(np.float64), found.into.copy(), list(found.steps)
+    known: dict[tuple[int, int], int] = {}
+    while True:
+        alive = np.flatnonzero(into == np.arange(len(into)))
+        if len(alive) <= (n_left or 1):
+            break
+        gaps = np.linalg.norm(centres[alive][:, None] - centres[alive], axis=2)
+        np.fill_diagonal(gaps, np.inf)
+        partner = gaps.argmin(axis=1)
+        pairs = [(int(alive[i]), int(alive[j])) for i, j in enumerate(partner) if partner[j] == i and i < j]
+        for a, b in pairs:
+            if (a, b) not in known:
+                known[a, b] = _separating(counts, groups, a, b, batches=batches)
+        a, b = min(pairs, key=lambda pair: known[pair])
+        if n_left is None and known[a, b] >= threshold:
+            break
+        steps.append(f"merged two clusters that {known[a, b]} genes separate")
+        large, small = (a, b) if sizes[a] >= sizes[b] else (b, a)
+        share = sizes[[large, small]] / max(sizes[large] + sizes[small], 1.0)
+        centres[large] = share @ centres[[large, small]]
+        sizes[large] += sizes[small]
+        groups[groups == small], into[into == small] = large, large
+        known = {pair: score for pair, score in known.items() if large not in pair and small not in pair}
+    return Pruned(into, steps)
+
+
+def _separating(counts: sp.csr_matrix, groups: np.ndarray, a: int, b: int, *, batches: Any) -> int:
+    """Return how many genes separate two clusters, in the direction with fewer."""
+    rows = np.flatnonzero((groups == a) | (groups == b))
+    if len(np.unique(groups[rows])) < 2:
+        return 0
+    own = None if batches is None else batches[rows]
+    table = pair_marker_counts(counts[rows], (groups[rows] == b).astype(np.int64), batches=own)
+    return int(min(table[0, 1], table[1, 0]))
 
 
 def _own_markers(

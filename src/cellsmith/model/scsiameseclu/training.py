@@ -346,6 +346,7 @@ class TrainingMixin:
             guard=self._rare_guard,
             merge=self._merges,
             n_left=n_left,
+            nearest=self._merges_nearest,
             **options,
         )
         sizes = torch.from_numpy(np.bincount(codes, minlength=len(alive)).astype(np.float32)).to(module.device)
