@@ -117,8 +117,10 @@ class PaperModule(PrototypeModule):
         walk, diffusion
             (n, n) symmetric walk A_n and its PageRank A_d.
         """
-        self.x, self.counts, self.walk, self.diffusion, self.dropped = x, counts, walk, diffusion, walk
-        self.plan: Tensor | None = None
+        # Buffers, so that they follow the module to its device; not in its files.
+        held = {"x": x, "counts": counts, "walk": walk, "diffusion": diffusion, "dropped": walk, "plan": None}
+        for name, value in held.items():
+            self.register_buffer(name, value, persistent=False)
         self.generator: torch.Generator | None = None
 
     # --- pre-training ---------------------------------------------------------------------------------------------
