@@ -19,7 +19,7 @@ __all__ = ["PrivacyPlan", "plan_budget"]
 # fifth of epsilon takes a twentieth of what the axes have.
 SHARES = {"count": 0.05, "intercept": 0.1, "moments": 0.1, "density": 0.1, "kmeans": 0.2}
 SENSITIVITY = {"count": 1.0, "intercept": 1.0, "moments": 1.0, "density": 1.0, "pca": 1.0}
-KMEANS = {"n_iterations": 3, "n_starts": 10}
+KMEANS = {"n_iterations": 5, "n_starts": 10}
 # The clustering stage takes this part of the steps, as the published one did.
 CLUSTER_PART = 0.25
 
