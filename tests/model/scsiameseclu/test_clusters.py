@@ -74,7 +74,8 @@ def test_a_given_number_is_reached_by_merging(typed: tuple[sparse.csr_matrix, np
     split = types.copy()
     split[np.flatnonzero(types == 0)[::2]] = types.max() + 1
     k = int(types.max()) + 1
-    found = clusters.prune(counts, split, np.eye(k + 2), threshold=1e9, min_markers=5, n_left=k)
+    places = np.vstack([centres(counts, split), np.zeros((1, counts.shape[1]))])
+    found = clusters.prune(counts, split, places, threshold=1e9, min_markers=5, n_left=k)
     assert found.into[0] == found.into[k] != -1  # the halves of a type; the empty cluster is dropped
     assert found.into[k + 1] == -1
     assert len(set(found.into.tolist()) - {-1}) == k
@@ -85,7 +86,7 @@ def test_only_clusters_nearest_to_each_other_are_merged(typed: tuple[sparse.csr_
     counts, codes = typed
     small = codes.copy()
     small[np.flatnonzero(codes == 0)[:4]], small[np.flatnonzero(codes == 1)[:4]] = 3, 4
-    options = {"threshold": 10.0, "min_markers": 5, "nearest": True, "merge": True}
+    options = {"threshold": 10.0, "min_markers": 5}
     assert clusters._separating(counts, small, 3, 4, batches=None) < 10
     for n_left in (4, 3):
         found = clusters.prune(counts, small, centres(counts, small), n_left=n_left, **options)

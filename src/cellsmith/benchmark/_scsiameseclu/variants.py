@@ -84,11 +84,8 @@ CHANGES: dict[str, Change] = {
     "no swap": _late(module={"swaps": False}),
     "no rare guard": _late(private={"_rare_guard": False}, ways=(AUTO,)),
     "no merging": _late(private={"_merges": False}, ways=(AUTO,)),
-    "nearest clusters merged": _late(private={"_merges_nearest": True}, ways=(AUTO,), adds=True),
+    "any two clusters merged": _late(private={"_merges_nearest": False}, ways=(AUTO,), adds=True),
     "given number by merging": _late(private={"_merges_to_number": True}, ways=(GIVEN,), adds=True),
-    "given number by merging nearest": _late(
-        private={"_merges_to_number": True, "_merges_nearest": True}, ways=(GIVEN,), adds=True
-    ),
 }
 """Rows of the ablation table on the tuning files."""
 

@@ -89,7 +89,7 @@ def prune(
     guard: bool = True,
     merge: bool = True,
     n_left: int | None = None,
-    nearest: bool = False,
+    nearest: bool = True,
 ) -> Pruned:
     """Drop clusters that are too small and have no markers, merge those that too few genes separate.
 
@@ -113,8 +113,8 @@ def prune(
         Merge until so many are left, whatever separates them; only clusters without a cell are dropped. None: by the
         threshold.
     nearest
-        Merge only clusters that are each other's nearest. Few cells make few genes significant, so that two small
-        clusters may have nothing that separates them however far apart they are.
+        Merge only clusters that are each other's nearest, not whichever two the fewest genes separate. Few cells make
+        few genes significant: two small clusters may have nothing that separates them however far apart they are.
     """
     k, into, steps = len(prototypes), np.arange(len(prototypes)), []
     sizes = np.bincount(codes, minlength=k)

@@ -167,7 +167,7 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         self._proportions_kind, self._given_sizes = _given_proportions(proportions, n_clusters)
         # For comparison only: what the ablation switches off.
         self._rare_guard = self._merges = True
-        self._start, self._merges_to_number, self._merges_nearest = "leiden", False, False
+        self._start, self._merges_to_number, self._merges_nearest = "leiden", False, True
         self.n_prototypes_ = 2 if n_clusters == "auto" else int(n_clusters)
         if variant == "paper" and n_top_genes == 2000:
             self._n_top_genes = PAPER["n_top_genes"]
