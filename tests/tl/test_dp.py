@@ -65,6 +65,21 @@ def test_sparse_dense_and_other_orders_agree(cells: ad.AnnData) -> None:
     np.testing.assert_allclose(run(turned).obsm["X_dp_pca"][::-1], run(cells).obsm["X_dp_pca"], atol=1e-5)
 
 
+def test_cells_in_a_file_are_read_in_blocks(cells: ad.AnnData, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cellsmith.data import panel
+
+    monkeypatch.setattr(panel.panel_blocks, "__kwdefaults__", {"rows": 64})
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    file = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    cellsmith.tl.dp_pca(file, epsilon=4.0, n_components=5, unsafe_reproducible=True)
+    np.testing.assert_allclose(file.obsm["X_dp_pca"], run(cells).obsm["X_dp_pca"], atol=1e-6)
+    some = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    cellsmith.tl.dp_pca(some, epsilon=4.0, n_components=5, gene_panel=55, unsafe_reproducible=True)
+    np.testing.assert_allclose(some.obsm["X_dp_pca"], run(cells, gene_panel=55).obsm["X_dp_pca"], atol=1e-6)
+    file.file.close()
+    some.file.close()
+
+
 def test_private_runs_differ_and_simulations_do_not(cells: ad.AnnData) -> None:
     first, second = (run(cells, unsafe_reproducible=False, rng=1).obsm["X_dp_pca"] for _ in range(2))
     assert not np.array_equal(first, second)
@@ -145,6 +160,17 @@ def test_earlier_results_are_added_up(cells: ad.AnnData) -> None:
     block = out.uns["dp_kmeans"]["privacy"]
     assert 1 - 1e-3 <= block["epsilon"] <= 1.0
     assert block["ledger"]["steps"].tolist() == [1, 5]
+
+
+def test_a_result_that_was_replaced_was_spent_all_the_same(cells: ad.AnnData) -> None:
+    out = run(cells, epsilon=3.0)
+    with pytest.warns(PrivacyWarning, match="bounded by epsilon 5 "):
+        again = run(out, epsilon=2.0)
+    block = again.uns["dp_pca"]["privacy"]
+    assert block["earlier_epsilon"] == pytest.approx(3.0, abs=1e-3)
+    assert "which add to it" in block["statement"]
+    with pytest.warns(PrivacyWarning, match=r"bounded by epsilon 6 and delta 3e-05"):
+        run(again, epsilon=1.0)
 
 
 def test_block_survives_h5ad_and_zarr(cells: ad.AnnData, tmp_path) -> None:

@@ -219,8 +219,10 @@ def check_budget(epsilon: Any, delta: Any, n_units: int) -> None:
         )
 
 
-def warn_of_earlier(uns: Mapping[str, Any], *, epsilon: float, delta: float) -> None:
+def warn_of_earlier(uns: Mapping[str, Any], *, epsilon: float, delta: float) -> tuple[float, float]:
     """Warn with the total of everything that was spent on the same cells before, by simple addition.
+
+    A result that was replaced counts as well: each block says what had been spent before it.
 
     Parameters
     ----------
@@ -228,15 +230,24 @@ def warn_of_earlier(uns: Mapping[str, Any], *, epsilon: float, delta: float) -> 
         Blocks of earlier results.
     epsilon, delta
         What comes on top.
+
+    Returns
+    -------
+    Epsilon and delta that were spent before; zeros where nothing was.
     """
     spent = [b["privacy"] for b in uns.values() if isinstance(b, Mapping) and isinstance(b.get("privacy"), Mapping)]
     spent = [p for p in spent if p.get("epsilon") is not None]
-    if spent:
-        total = epsilon + sum(float(p["epsilon"]) for p in spent)
-        total_delta = delta + sum(float(p["delta"]) for p in spent)
-        warnings.warn(
-            f"{len(spent)} private results on these cells are in .uns already; together with this one an adversary who "
-            f"sees all of them is bounded by epsilon {total:.4g} and delta {total_delta:.3g}.",
-            PrivacyWarning,
-            stacklevel=3,
-        )
+    if not spent:
+        return 0.0, 0.0
+    before = [
+        max(sum(float(p[name]) for p in spent), *(float(p[name]) + float(p.get(f"earlier_{name}", 0)) for p in spent))
+        for name in ("epsilon", "delta")
+    ]
+    warnings.warn(
+        f"{len(spent)} private results on these cells are in .uns already; together with this one, and with those that "
+        f"they replaced, an adversary who sees all of them is bounded by epsilon {epsilon + before[0]:.4g} and delta "
+        f"{delta + before[1]:.3g}.",
+        PrivacyWarning,
+        stacklevel=3,
+    )
+    return before[0], before[1]

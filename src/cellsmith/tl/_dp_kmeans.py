@@ -103,7 +103,7 @@ def dp_kmeans(
             f"Found n_clusters={n_clusters}, n_iterations={n_iterations}, n_starts={n_starts}, radius={radius}; "
             "expected positive numbers."
         )
-    panels.warn_of_earlier(target.uns, epsilon=epsilon, delta=delta)
+    earlier = panels.warn_of_earlier(target.uns, epsilon=epsilon, delta=delta)
     seed = resolve_seed(rng)
     generator = Streams(seed).numpy("noise") if unsafe_reproducible else privacy.secret_generator()
     mu = privacy.gaussian_mu(epsilon, delta)
@@ -122,7 +122,13 @@ def dp_kmeans(
         generator=generator,
     )
     nearest_center = ((in_ball(z, radius)[:, None] - found.centers) ** 2).sum(axis=2).argmin(axis=1)
-    said = _statement(ledger, use_rep, unit_key=privacy_unit_key, n_units=n_units, simulated=unsafe_reproducible)
+    about: dict[str, Any] = {
+        "unit_key": privacy_unit_key,
+        "n_units": n_units,
+        "simulated": unsafe_reproducible,
+        "earlier": earlier,
+    }
+    said = _statement(ledger, use_rep, **about)
     names = [str(k) for k in range(n_clusters)]
     result = _record.Result(
         method="dp_kmeans",
@@ -147,7 +153,13 @@ def dp_kmeans(
 
 
 def _statement(
-    ledger: privacy.Ledger, use_rep: str, *, unit_key: str | None, n_units: int, simulated: bool
+    ledger: privacy.Ledger,
+    use_rep: str,
+    *,
+    unit_key: str | None,
+    n_units: int,
+    simulated: bool,
+    earlier: tuple[float, float],
 ) -> privacy.Statement:
     return privacy.Statement(
         valid=True,
@@ -162,6 +174,7 @@ def _statement(
         reproducible_noise=simulated,
         wiring_checked=True,
         events=ledger.events,
+        earlier=earlier,
         guarantees=(
             privacy.Guarantee("centers, sizes", "private", "where the map behind the embedding is public or private"),
             privacy.Guarantee("clusters of these cells", "joint", "private towards everybody but the cell itself"),

@@ -107,7 +107,7 @@ def dp_pca(
     if not 2 <= n_components <= n_genes:
         raise SetupError(f"n_components={n_components}; expected 2 to {n_genes}, the number of genes in the panel.")
     counts = panels.check_private_counts(target, layer)
-    panels.warn_of_earlier(target.uns, epsilon=epsilon, delta=delta)
+    earlier = panels.warn_of_earlier(target.uns, epsilon=epsilon, delta=delta)
     seed = resolve_seed(rng)
     generator = Streams(seed).numpy("noise") if unsafe_reproducible else privacy.secret_generator()
     sd = 1 / privacy.gaussian_mu(epsilon, delta)
@@ -127,15 +127,22 @@ def dp_pca(
     kept = max(2, found["n_above_edge"]) if drop_noise else n_components
     axes = found.pop("axes")[:, :kept]
     middle = found["mean"] @ axes
-    x = [privacy.unit_counts(block) @ axes - middle for block in panels.panel_blocks(target, counts, panel)]
+    blocks = panels.panel_blocks(target, counts, panel)
+    x = [(privacy.unit_counts(block) @ axes - middle).astype(np.float32) for block in blocks]
     columns, places = panel.places(target.var_names)
     loadings = np.zeros((target.n_vars, kept), dtype=np.float32)
     loadings[columns] = axes[places]
-    said = _statement(ledger, panel.source, unit_key=privacy_unit_key, n_units=n_units, simulated=unsafe_reproducible)
+    about: dict[str, Any] = {
+        "unit_key": privacy_unit_key,
+        "n_units": n_units,
+        "simulated": unsafe_reproducible,
+        "earlier": earlier,
+    }
+    said = _statement(ledger, panel.source, **about)
     inputs = {"layer": layer, "privacy_unit_key": privacy_unit_key}
     result = _record.Result(
         method="dp_pca",
-        obsm={"X_{k}": np.vstack(x).astype(np.float32)},
+        obsm={"X_{k}": np.vstack(x)},
         varm={"{k}_loadings": loadings},
         uns={
             "params": {"n_components": kept, "center": center, "drop_noise": drop_noise, "n_genes": n_genes},
@@ -184,7 +191,13 @@ def _with_constant(x: Any) -> Any:
 
 
 def _statement(
-    ledger: privacy.Ledger, source: str, *, unit_key: str | None, n_units: int, simulated: bool
+    ledger: privacy.Ledger,
+    source: str,
+    *,
+    unit_key: str | None,
+    n_units: int,
+    simulated: bool,
+    earlier: tuple[float, float],
 ) -> privacy.Statement:
     return privacy.Statement(
         valid=True,
@@ -199,6 +212,7 @@ def _statement(
         reproducible_noise=simulated,
         wiring_checked=True,
         events=ledger.events,
+        earlier=earlier,
         guarantees=(
             privacy.Guarantee("loadings, eigenvalues, mean", "private", "computed from the release alone"),
             privacy.Guarantee("embedding of these cells", "joint", "private towards everybody but the cell itself"),

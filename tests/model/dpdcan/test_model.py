@@ -171,6 +171,33 @@ def test_cells_and_genes_in_another_order_give_the_same(monkeypatch: pytest.Monk
     np.testing.assert_allclose(fit(turned, dp_pca_fraction=1.0).get_latent()[::-1], plain, atol=1e-5)
 
 
+class Silent:
+    """A generator whose noise is zero, and that draws every unit."""
+
+    def __init__(self) -> None:
+        self._numbers = np.random.default_rng(0)
+
+    def standard_normal(self, size: Any = None) -> Any:
+        return np.zeros(size if size is not None else ())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._numbers, name)
+
+
+@pytest.mark.parametrize("given", [{}, {"mode": "whole"}, {"mode": "frozen_decoder"}])
+def test_trained_modes_ignore_the_order_of_cells_and_of_genes(
+    monkeypatch: pytest.MonkeyPatch, given: dict, fit: Any, make: Any
+) -> None:
+    monkeypatch.setattr(privacy, "secret_generator", Silent)
+    panel = list(make().var_names[3:58])
+    settings = {**given, "unsafe_reproducible": False, "sample_rate": 1.0, "mask_rate": 0.0}
+    plain, turned = (
+        fit(cells, setup={"gene_panel": panel}, **settings).get_latent()
+        for cells in (make(), make()[::-1, ::-1].copy())
+    )
+    np.testing.assert_allclose(turned[::-1], plain, atol=1e-5)
+
+
 def test_modes_without_a_promise_say_so(fit: Any, make: Any) -> None:
     for mode in ("none", "reference"):
         model = fit(make(), mode=mode, train={"max_epochs": 1})

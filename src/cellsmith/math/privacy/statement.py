@@ -71,6 +71,8 @@ class Statement:
         Output by output.
     notes
         Further sentences.
+    earlier
+        Epsilon and delta that were spent on the same cells before, replaced results included.
     """
 
     valid: bool
@@ -91,6 +93,7 @@ class Statement:
     events: Sequence[Event] = ()
     guarantees: Sequence[Guarantee] = ()
     notes: Sequence[str] = ()
+    earlier: tuple[float, float] = (0.0, 0.0)
 
     @property
     def adjacency(self) -> str:
@@ -135,6 +138,11 @@ class Statement:
         text += f"Genes: {self.panel_source or 'as given'}. Number of units: {self.n_units_policy}. "
         if self.reproducible_noise:
             text += "This is a simulation: the noise follows from a seed, and the statement is void if it is known. "
+        if self.earlier[0]:
+            text += (
+                f"Results on the same cells before it spent epsilon {self.earlier[0]:.4f} and delta "
+                f"{self.earlier[1]:.3g}, which add to it. "
+            )
         return text + " ".join(self.notes)
 
     def block(self) -> dict[str, Any]:
@@ -154,6 +162,8 @@ class Statement:
                     *("moments_source", "reproducible_noise", "wiring_checked"),
                 )
             },
+            "earlier_epsilon": self.earlier[0],
+            "earlier_delta": self.earlier[1],
             "replace_one_bound": None if bound is None else np.array(bound),
             **({"ledger": ledger} if len(self.events) else {}),
             **({"guarantees": table} if len(self.guarantees) else {}),

@@ -201,9 +201,9 @@ class DPDCAN(HygieneMixin, QueryMixin, PublishedMixin, TrainingMixin, CellModel)
                 # A power of ten: the largest delta allowed would tell the number of units.
                 delta = 10.0 ** math.floor(math.log10(delta) + 1e-9)
         panels.check_budget(epsilon, delta, n_units)
-        panels.warn_of_earlier(self._count_adata().uns, epsilon=epsilon, delta=delta)
+        earlier = panels.warn_of_earlier(self._count_adata().uns, epsilon=epsilon, delta=delta)
         self.ledger_ = Ledger(epsilon, delta, accountant=self._given["accountant"])
-        self.facts_ = {"n_units": n_units}
+        self.facts_ = {"n_units": n_units, "earlier": earlier}
 
     def _settled_panel(self, setup: Mapping[str, Any]) -> panels.Panel:
         """Return the genes of set-up; from the registered names alone, so that a loaded model has the same."""

@@ -56,6 +56,7 @@ def statement(model: Any) -> Statement:
         reproducible_noise=given["unsafe_reproducible"],
         wiring_checked=wired,
         events=tuple(ledger.events),
+        earlier=facts.get("earlier", (0.0, 0.0)),
         guarantees=_guarantees(model),
         notes=() if ledger.events else ("Nothing was spent yet.",),
     )
