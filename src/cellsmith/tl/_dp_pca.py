@@ -126,9 +126,7 @@ def dp_pca(
     found = _axes(rows(), n_genes, n_components, sd=sd, center=center, generator=generator)
     kept = max(2, found["n_above_edge"]) if drop_noise else n_components
     axes = found.pop("axes")[:, :kept]
-    middle = found["mean"] @ axes
-    blocks = panels.panel_blocks(target, counts, panel)
-    x = [(privacy.unit_counts(block) @ axes - middle).astype(np.float32) for block in blocks]
+    x = [_embed(block, axes, found["mean"]) for block in panels.panel_blocks(target, counts, panel)]
     columns, places = panel.places(target.var_names)
     loadings = np.zeros((target.n_vars, kept), dtype=np.float32)
     loadings[columns] = axes[places]
@@ -181,6 +179,11 @@ def _axes(
         "noise_edge": edge,
         "n_above_edge": int((values > edge).sum()),
     }
+
+
+def _embed(counts: Any, axes: Any, mean: Any) -> Any:
+    """Return the components of cells (n, r), float32."""
+    return (privacy.unit_counts(counts) @ axes - mean @ axes).astype(np.float32)
 
 
 def _with_constant(x: Any) -> Any:
