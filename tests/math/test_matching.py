@@ -163,6 +163,18 @@ def test_principal_components_are_those_of_the_dense_table() -> None:
     assert matching.principal_components(phi[:4], n_components=50, seed=0).shape == (4, 3)
 
 
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+def test_components_of_many_cells_are_those_of_all_at_once(form, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = form(np.random.default_rng(0).poisson(2.0, size=(120, 8)) + 1.0)
+    whole = matching.count_components(x, scale=10.0, seed=0)
+    phi = matching.log_normalize(x, scale=10.0)
+    np.testing.assert_array_equal(whole, matching.principal_components(phi, seed=0))
+    monkeypatch.setattr(matching.grouping, "WHOLE_CELLS", 50)
+    monkeypatch.setattr(matching.grouping, "ROWS_AT_ONCE", 35)
+    parts = matching.count_components(x, scale=10.0, seed=0)
+    np.testing.assert_allclose(parts * np.sign((parts * whole).sum(axis=0)), whole, atol=1e-9)
+
+
 @pytest.mark.parametrize("total", [3, 4, 10, 57, 111, 500])
 def test_allocation_is_exact(total: int) -> None:
     sizes = np.array([100, 10, 1, 0])

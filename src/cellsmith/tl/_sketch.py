@@ -264,9 +264,8 @@ def _points(
         return np.zeros((adata.n_obs, 0))
     if use_rep is None:
         counts = adata.X if layer is None else adata.layers[layer]
-        held = counts if isinstance(counts, np.ndarray) or sp.issparse(counts) else counts[:]
-        phi = matching.log_normalize(held, scale=matching.target_sum(adata.n_vars))
-        return matching.principal_components(phi, seed=streams.integer("init"))
+        scale = matching.target_sum(adata.n_vars)
+        return matching.count_components(counts, scale=scale, seed=streams.integer("init"))
     if use_rep not in adata.obsm:
         raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, adata.obsm)}")
     given = adata.obsm[use_rep]

@@ -340,3 +340,31 @@ def test_distilling_needs_training_and_cells(cells: Cells) -> None:
 def test_impossible_requests_are_refused(model: SCDD, kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(SetupError, match=match):
         model.distill(**{"n_per_class": 1, **kwargs})
+
+
+def test_cells_in_a_file_are_read_block_by_block(cells: Cells, fitted: Fit, tmp_path, monkeypatch) -> None:
+    """The same profiles as from memory; unlabelled cells lie between, and no read takes more than a block."""
+    from cellsmith.math.counts import validation
+    from cellsmith.math.matching import grouping
+    from cellsmith.model.scdd.profiles import StoredRows
+
+    adata = cells(150, 20)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.loc[adata.obs_names[::7], "cell_type"] = np.nan
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    kept, read = StoredRows.__getitem__, []
+
+    def watched(self, part):
+        rows = kept(self, part)
+        read.append(rows.shape[0])
+        return rows
+
+    monkeypatch.setattr(StoredRows, "__getitem__", watched)
+    monkeypatch.setattr(grouping, "WHOLE_CELLS", 50)
+    monkeypatch.setattr(grouping, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(validation, "_BLOCK", 40 * 20)
+    made = [fitted(x).distill(3) for x in (adata, anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"))]
+    assert 0 < max(read) <= 40
+    np.testing.assert_array_equal(made[0].X.toarray(), made[1].X.toarray())
+    np.testing.assert_allclose(made[0].obsm["scdd_proba"], made[1].obsm["scdd_proba"], atol=1e-6)
+    np.testing.assert_array_equal(made[0].uns["scdd"]["assignment"], made[1].uns["scdd"]["assignment"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cellsmith.math.matching.grouping import (
     allocate,
     class_groups,
+    count_components,
     group_profiles,
     log_normalize,
     metacell_groups,
@@ -22,6 +23,7 @@ __all__ = [
     "allocate",
     "class_gradients",
     "class_groups",
+    "count_components",
     "distribution_matching",
     "gradient_distance",
     "gradient_matching",

@@ -18,6 +18,7 @@ from cellsmith.math.counts import largest_remainder, library_totals
 __all__ = [
     "allocate",
     "class_groups",
+    "count_components",
     "group_profiles",
     "log_normalize",
     "metacell_groups",
@@ -33,6 +34,8 @@ N_STARTS = 3
 FEW_GENES = 1_000
 # Cells read at a time: bounds the memory, wherever the counts lie.
 ROWS_AT_ONCE = 4_096
+# More cells than these are never held as one log view, unless there are too many genes for their covariance.
+WHOLE_CELLS, COVARIANCE_GENES = 20_000, 5_000
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int32]
@@ -94,7 +97,7 @@ def metacell_sums(counts: Any, groups: npt.ArrayLike) -> sp.csr_matrix:
         If there is not one group for each cell.
     """
     # Nothing is made of the cells before they are added up: sparse counts in memory are not cut.
-    return _grouped(counts, groups, sp.csr_matrix, rows_at_once=None if sp.issparse(counts) else ROWS_AT_ONCE)
+    return _grouped(counts, groups, sp.csr_matrix, whole=sp.issparse(counts))
 
 
 def metacell_log_means(counts: Any, groups: npt.ArrayLike, *, scale: float) -> sp.csr_matrix:
@@ -125,9 +128,7 @@ def metacell_log_means(counts: Any, groups: npt.ArrayLike, *, scale: float) -> s
     return sp.csr_matrix(sp.diags(1.0 / np.maximum(size, 1)) @ total)
 
 
-def _grouped(
-    counts: Any, groups: npt.ArrayLike, view: Any, *, rows_at_once: int | None = ROWS_AT_ONCE
-) -> sp.csr_matrix:
+def _grouped(counts: Any, groups: npt.ArrayLike, view: Any, *, whole: bool = False) -> sp.csr_matrix:
     codes = np.asarray(groups)
     n, n_genes = counts.shape
     if codes.shape != (n,):
@@ -135,12 +136,12 @@ def _grouped(
     n_groups = int(codes.max(initial=-1)) + 1
     total = sp.csr_matrix((n_groups, n_genes), dtype=np.float64)
     rows = counts.tocsr() if sp.issparse(counts) else counts
-    step = n if rows_at_once is None else rows_at_once
-    for start in range(0, n, max(1, step)):
+    step = max(1, n) if whole else ROWS_AT_ONCE
+    for start in range(0, n, step):
         part = codes[start : start + step]
         kept = np.flatnonzero(part >= 0)
         member = sp.csr_matrix((np.ones(len(kept)), (part[kept], np.arange(len(kept)))), shape=(n_groups, len(kept)))
-        block = rows if rows_at_once is None else rows[start : start + step]
+        block = rows if whole else rows[start : start + step]
         total = total + member @ view(block if len(kept) == len(part) else block[kept])
     out = sp.csr_matrix(total)
     out.sort_indices()
@@ -228,6 +229,45 @@ def principal_components(phi: Any, *, n_components: int = N_COMPONENTS, seed: in
     return np.asarray(PCA(wanted, svd_solver="arpack", random_state=seed).fit_transform(phi))
 
 
+def count_components(counts: Any, *, scale: float, seed: int) -> Floats:
+    """Return principal components of the log view of counts; of more than 20,000 cells without holding that view.
+
+    There the covariance of the genes is added up block by block, and its eigenvectors give the same coordinates as
+    :func:`principal_components` up to signs. With more than 5,000 genes the view is held in any case.
+
+    Parameters
+    ----------
+    counts
+        ``(n, G)`` counts without empty cells: numpy array, scipy sparse, or a matrix on disk.
+    scale
+        s, see :func:`target_sum`.
+    seed
+        Of the start of the iteration.
+
+    Returns
+    -------
+    ``(n, d)`` as :func:`principal_components`.
+    """
+    from scipy.linalg import eigh
+
+    n, n_genes = counts.shape
+    rows = counts.tocsr() if sp.issparse(counts) else counts
+    if n <= WHOLE_CELLS or n_genes > COVARIANCE_GENES:
+        held = rows if sp.issparse(rows) or isinstance(rows, np.ndarray) else rows[:]
+        return principal_components(log_normalize(held, scale=scale), seed=seed)
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE)]
+    total, products = np.zeros(n_genes), np.zeros((n_genes, n_genes))
+    for part in parts:
+        phi = log_normalize(rows[part], scale=scale).toarray()
+        total += phi.sum(axis=0)
+        products += phi.T @ phi
+    mean, wanted = total / n, min(N_COMPONENTS, n_genes - 1)
+    products -= n * np.outer(mean, mean)
+    _, axes = eigh(products, subset_by_index=[n_genes - wanted, n_genes - 1], overwrite_a=True)
+    axes = axes[:, ::-1]
+    return np.concatenate([log_normalize(rows[part], scale=scale) @ axes - mean @ axes for part in parts])
+
+
 def class_groups(
     points: npt.ArrayLike, codes: npt.ArrayLike, n_groups: npt.ArrayLike, *, generator: np.random.Generator
 ) -> Codes:
@@ -285,7 +325,7 @@ def metacell_groups(
     -------
     ``(n,)`` group of each cell, as :func:`class_groups`.
     """
-    points = principal_components(log_normalize(counts, scale=scale), seed=streams.integer("init"))
+    points = count_components(counts, scale=scale, seed=streams.integer("init"))
     return class_groups(points, codes, n_groups, generator=streams.numpy("init", 0))
 
 

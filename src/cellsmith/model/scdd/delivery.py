@@ -126,8 +126,7 @@ def teacher(cells: Cells, *, n_classes: int, scale: float, streams: Streams) -> 
     """
     from sklearn.linear_model import LogisticRegression
 
-    phi = matching.log_normalize(cells.counts, scale=scale)
-    points = matching.principal_components(phi, seed=streams.integer("init"))
+    points = matching.count_components(cells.counts, scale=scale, seed=streams.integer("init"))
     generator, fold = streams.numpy("split", 1), np.empty(len(points), dtype=np.int64)
     for k in range(n_classes):
         rows = np.flatnonzero(cells.labels == k)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from cellsmith import _keys
@@ -22,7 +23,7 @@ from cellsmith.model.scdd import delivery
 from cellsmith.model.scdd import equations as eq
 from cellsmith.model.scdd.distilling import ClassBatches, Distiller
 from cellsmith.model.scdd.judging import HeldOut, folds_of
-from cellsmith.model.scdd.profiles import Cells, Start, assign_nearest, step_zero
+from cellsmith.model.scdd.profiles import Cells, Start, StoredRows, assign_nearest, step_zero
 from cellsmith.model.scdd.request import Plan, check_plan, profiles_per_class
 from cellsmith.nn.pool import KINDS
 
@@ -158,6 +159,9 @@ class DistillMixin:
         # M profiles are few, and their second derivatives many small operations: a CPU is the place for them.
         self.to_device("cpu")
         cells = self._labelled_cells()
+        if plan.max_steps:
+            # Steps read the cells again and again.
+            cells = cells.in_memory()
         sizes = np.bincount(cells.labels, minlength=len(self.classes))
         given, asked = profiles_per_class(
             sizes, list(self.classes), n_per_class=n_per_class, ratio=ratio, allocation=allocation
@@ -188,7 +192,7 @@ class DistillMixin:
                 "distill reads the training cells, but the model has no AnnData. Load it with one: "
                 "SCDD.load(path, adata=adata)."
             )
-        labels, x = self._label_codes(), self._counts_in_memory()
+        labels, x = self._label_codes(), self._counts()
         kept = labels < len(self.classes)
         if getattr(self, "test_indices", None) is not None:
             kept[self.test_indices] = False
@@ -197,9 +201,7 @@ class DistillMixin:
         mean, _ = self._encode(CellReader(self.adata_manager), rows)
         with torch.no_grad():
             standard = self.module.standardise(mean).numpy()
-        # Nothing is changed in the counts, so that those of all cells need no copy.
-        counts = x if len(rows) == x.shape[0] else x[rows]
-        return Cells(counts, labels[rows], batch[rows].astype(np.int64), standard, rows)
+        return Cells(_rows_of(x, rows), labels[rows], batch[rows].astype(np.int64), standard, rows)
 
     def _empty_strata(self, cells: Cells) -> dict[str, np.ndarray]:
         """Return class and batch of the combinations without a cell, which get no profile."""
@@ -332,6 +334,17 @@ class DistillMixin:
             probabilities=probabilities,
             groups=groups,
         )
+
+
+def _rows_of(x: Any, rows: np.ndarray) -> sparse.csr_matrix | StoredRows:
+    """Return rows of registered counts; those in a file stay there, unless they lie there by columns."""
+    if not (isinstance(x, np.ndarray) or sparse.issparse(x)):
+        if getattr(x, "format", "csr") == "csr":
+            return StoredRows(x, rows)
+        x = x[:]
+    x = sparse.csr_matrix(x)
+    # Nothing is changed in the counts, so that those of all cells need no copy.
+    return x if len(rows) == x.shape[0] else x[rows]
 
 
 @contextmanager

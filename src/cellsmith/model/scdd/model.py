@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.model._utils import get_max_epochs_heuristic
 
@@ -416,7 +415,3 @@ class SCDD(TrainingMixin, DistillMixin, QueryMixin, CellModel):
 
     def _counts(self) -> Any:
         return self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-
-    def _counts_in_memory(self) -> sparse.csr_matrix:
-        x = self._counts()
-        return sparse.csr_matrix(x if sparse.issparse(x) or isinstance(x, np.ndarray) else x[:])

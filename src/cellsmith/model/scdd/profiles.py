@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from cellsmith.math import matching
 from cellsmith.model.scdd import equations as eq
 from cellsmith.model.scdd.request import Plan
 
-__all__ = ["Cells", "Start", "assign_nearest", "invert", "step_zero"]
+__all__ = ["Cells", "Start", "StoredRows", "assign_nearest", "invert", "step_zero"]
 
 INVERSION_STEPS = 50
 # Spread of a class below which a dimension is taken as that narrow: a class of one cell has none.
@@ -26,13 +26,37 @@ FLOOR = 0.01
 
 
 @dataclass(frozen=True)
+class StoredRows:
+    """Some rows of counts that lie in a file; they are read where they are cut.
+
+    Attributes
+    ----------
+    source
+        The matrix on disk.
+    rows
+        Positions (n,), ascending.
+    """
+
+    source: Any
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return len(self.rows), int(self.source.shape[1])
+
+    def __getitem__(self, part: Any) -> sparse.csr_matrix:
+        return sparse.csr_matrix(self.source[self.rows[part]])
+
+
+@dataclass(frozen=True)
 class Cells:
     """Labelled cells that profiles are made of.
 
     Attributes
     ----------
     counts
-        (n, G), CSR.
+        (n, G), CSR, or :class:`StoredRows` where they are read block by block.
     labels, batch
         Codes (n,).
     mean
@@ -41,7 +65,7 @@ class Cells:
         Rows of the registered object (n,).
     """
 
-    counts: sparse.csr_matrix
+    counts: sparse.csr_matrix | StoredRows
     labels: np.ndarray
     batch: np.ndarray
     mean: np.ndarray
@@ -50,6 +74,10 @@ class Cells:
     def take(self, rows: np.ndarray) -> Cells:
         """Return some of the cells."""
         return Cells(self.counts[rows], self.labels[rows], self.batch[rows], self.mean[rows], self.positions[rows])
+
+    def in_memory(self) -> Cells:
+        """Return them with their counts in memory."""
+        return replace(self, counts=self.counts[:]) if isinstance(self.counts, StoredRows) else self
 
 
 @dataclass(frozen=True)
