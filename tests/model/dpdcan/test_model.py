@@ -362,6 +362,16 @@ def test_centres_that_are_released_are_paid_for(released: DPDCAN, trained: DPDCA
         trained.get_latent_representation(release="dp")
 
 
+def test_bought_centres_lie_in_the_axes_above_the_noise(fit: Any, make: Any) -> None:
+    model = fit(make(), dp_pca_fraction=1.0, cluster_head="dp", target_epsilon=8.0)
+    n_axes = max(2, model.n_above_edge_)
+    centers = model.cluster_centers()
+    assert n_axes < centers.shape[1]
+    np.testing.assert_array_equal(centers[:, n_axes:], 0)
+    assert (centers[:, :n_axes] != 0).all()
+    assert 8 - 1e-3 <= model.privacy_spent[0] <= 8
+
+
 def test_clusters_are_promised_only_where_their_centres_were_paid_for(released: DPDCAN, trained: DPDCAN) -> None:
     said = [{g.output: g.guarantee for g in m.privacy_report().guarantees} for m in (released, trained)]
     assert [g["clusters, probabilities of these cells"] for g in said] == ["joint", "local only"]
