@@ -16,6 +16,7 @@ from cellsmith.data.splits import CellReader
 from cellsmith.datasets import toy_counts
 from cellsmith.metrics.clustering import ari
 from cellsmith.model import ScSiameseClu
+from cellsmith.model.scsiameseclu import clusters
 
 
 def test_stages_and_their_lengths(model: ScSiameseClu) -> None:
@@ -174,3 +175,14 @@ def test_train_takes_what_scvi_takes_and_refuses_unknown_stages(fresh: AnnData, 
     assert model.predict().shape == (160,)
     with pytest.raises(SetupError, match=r"'transprt'.*Did you mean 'transport'"):
         model.train(max_epochs={"transprt": 3})
+
+
+def test_merging_looks_at_nearest_clusters_unless_a_type_may_lie_in_two_places(
+    fresh: AnnData, fitted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, prune = [], clusters.prune
+    monkeypatch.setattr(clusters, "prune", lambda *a, **k: seen.append(k["nearest"]) or prune(*a, **k))
+    for batch_key, nearest in ((None, True), ("batch", False)):
+        fitted(fresh.copy(), setup={"batch_key": batch_key}, train={"max_epochs": 4}, n_clusters="auto")
+        assert set(seen) == {nearest}
+        seen.clear()

@@ -346,7 +346,8 @@ class TrainingMixin:
             guard=self._rare_guard,
             merge=self._merges,
             n_left=n_left,
-            nearest=self._merges_nearest,
+            # With batches a type may lie in two places, and what is nearest says little.
+            nearest=self._merges_nearest and not several,
             **options,
         )
         sizes = torch.from_numpy(np.bincount(codes, minlength=len(alive)).astype(np.float32)).to(module.device)
