@@ -156,10 +156,25 @@ def test_earlier_results_are_added_up(cells: ad.AnnData) -> None:
         cellsmith.tl.dp_kmeans(out, n_clusters=3, epsilon=1.0, use_rep="X_dp_pca")
     assert set(out.obs["dp_kmeans"]) <= {"0", "1", "2"}
     assert out.uns["dp_kmeans"]["centers"].shape == (3, 5)
-    assert np.linalg.norm(out.uns["dp_kmeans"]["centers"], axis=1).max() <= 1 + 1e-9
+    centers = out.uns["dp_kmeans"]["centers"]
+    apart = np.linalg.norm(centers[:, None] - centers, axis=2).max()
+    assert apart <= 2 * out.uns["dp_kmeans"]["params"]["radius"] + 1e-9
     block = out.uns["dp_kmeans"]["privacy"]
     assert 1 - 1e-3 <= block["epsilon"] <= 1.0
     assert block["ledger"]["steps"].tolist() == [1, 5]
+
+
+def test_k_means_looks_where_the_released_eigenvalues_say(cells: ad.AnnData) -> None:
+    out = run(cells, epsilon=200.0)
+    given = {"n_clusters": 3, "epsilon": 20.0, "use_rep": "X_dp_pca", "unsafe_reproducible": True, "copy": True}
+    found, blind = (cellsmith.tl.dp_kmeans(out, **given, **more) for more in ({}, {"radius": 1.0}))
+    agreement = [cellsmith.metrics.ari(cells.obs["cell_type"], o.obs["dp_kmeans"]) for o in (found, blind)]
+    assert agreement[0] > 0.5
+    assert found.uns["dp_kmeans"]["params"]["radius"] < 1 == blind.uns["dp_kmeans"]["params"]["radius"]
+    unknown = out.copy()
+    unknown.obsm["X_other"] = out.obsm["X_dp_pca"]
+    other = cellsmith.tl.dp_kmeans(unknown, **{**given, "use_rep": "X_other"})
+    np.testing.assert_allclose(other.uns["dp_kmeans"]["centers"], blind.uns["dp_kmeans"]["centers"])
 
 
 def test_a_result_that_was_replaced_was_spent_all_the_same(cells: ad.AnnData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def dp_kmeans(
     use_rep: str,
     n_iterations: int = 5,
     n_starts: int = 10,
-    radius: float = 1.0,
+    radius: float | None = None,
     privacy_unit_key: str | None = None,
     key_added: str = "dp_kmeans",
     copy: bool = False,
@@ -56,7 +57,9 @@ def dp_kmeans(
     n_starts
         Starts that are drawn without data; one release chooses.
     radius
-        Of the ball into which rows are cut, chosen without looking at these cells; 1 fits ``X_dp_pca``.
+        Of the ball into which rows are cut, chosen without looking at these cells. None: for an embedding by
+        :func:`cellsmith.tl.dp_pca` a ball around its mean direction, in the axes above the noise, from the released
+        eigenvalues, which costs nothing; else 1.
     privacy_unit_key
         Column of ``.obs`` with donors; None protects single cells.
     key_added
@@ -98,7 +101,7 @@ def dp_kmeans(
         raise SetupError(f"use_rep={use_rep!r} is not in .obsm. {nearest(use_rep, target.obsm)}")
     units, n_units = panels.unit_codes(target.obs, privacy_unit_key)
     panels.check_budget(epsilon, delta, n_units)
-    if min(n_clusters, n_iterations, n_starts) < 1 or not radius > 0:
+    if min(n_clusters, n_iterations, n_starts) < 1 or not (radius is None or radius > 0):
         raise SetupError(
             f"Found n_clusters={n_clusters}, n_iterations={n_iterations}, n_starts={n_starts}, radius={radius}; "
             "expected positive numbers."
@@ -111,17 +114,10 @@ def dp_kmeans(
     for event in privacy.kmeans_events(mu, n_iterations=n_iterations, n_starts=n_starts):
         ledger.spend(event)
     z = np.asarray(target.obsm[use_rep], dtype=np.float64)
-    found = privacy.private_kmeans(
-        z,
-        n_clusters,
-        mu=mu,
-        radius=radius,
-        n_iterations=n_iterations,
-        n_starts=n_starts,
-        units=units,
-        generator=generator,
+    frame = _frame(target.uns, use_rep, n_columns=z.shape[1], n_units=n_units, radius=radius)
+    found, nearest_center = _cluster(
+        z, frame, n_clusters, mu=mu, n_iterations=n_iterations, n_starts=n_starts, units=units, generator=generator
     )
-    nearest_center = ((in_ball(z, radius)[:, None] - found.centers) ** 2).sum(axis=2).argmin(axis=1)
     about: dict[str, Any] = {
         "unit_key": privacy_unit_key,
         "n_units": n_units,
@@ -134,7 +130,7 @@ def dp_kmeans(
         method="dp_kmeans",
         obs={"{k}": pd.Categorical.from_codes(nearest_center, categories=names)},
         uns={
-            "params": {"n_iterations": n_iterations, "n_starts": n_starts, "radius": radius, "use_rep": use_rep},
+            "params": {"n_iterations": n_iterations, "n_starts": n_starts, "radius": frame.radius, "use_rep": use_rep},
             "classes": np.array(names, dtype=object),
             "centers": found.centers,
             "sizes": found.counts,
@@ -150,6 +146,32 @@ def dp_kmeans(
     )
     _record.write(target, key_added, result)
     return target if copy else None
+
+
+def _cluster(
+    z: np.ndarray, frame: privacy.Frame, n_clusters: int, **settings: Any
+) -> tuple[privacy.KMeansRelease, np.ndarray]:
+    """Return centres (K, d) in all dimensions, zeros where the frame has none, and the nearest one of every cell."""
+    used = z[:, : len(frame.offset)]
+    found = privacy.private_kmeans(used, n_clusters, **frame._asdict(), **settings)
+    inside = in_ball(used - frame.offset, frame.radius) + frame.offset
+    nearest_center = ((inside[:, None] - found.centers) ** 2).sum(axis=2).argmin(axis=1)
+    centers = np.zeros((n_clusters, z.shape[1]))
+    centers[:, : used.shape[1]] = found.centers
+    return found._replace(centers=centers), nearest_center
+
+
+def _frame(
+    uns: Mapping[str, Any], use_rep: str, *, n_columns: int, n_units: int, radius: float | None
+) -> privacy.Frame:
+    """Return where to look: from the released eigenvalues of the embedding, where it has some and nothing is given."""
+    key = use_rep.removeprefix("X_")
+    block = uns.get(key) if key != use_rep else None
+    if radius is None and isinstance(block, Mapping) and "n_above_edge" in block and "eigenvalues" in block:
+        centered = bool(block["params"].get("center", False))
+        values = np.asarray(block["eigenvalues"])[:n_columns]
+        return privacy.frame_of_axes(values, int(block["n_above_edge"]), n_units=n_units, centered=centered)
+    return privacy.Frame(np.zeros(n_columns), None, 1.0 if radius is None else radius)
 
 
 def _statement(

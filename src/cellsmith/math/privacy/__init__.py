@@ -13,7 +13,7 @@ from cellsmith.math.privacy.accounting import ORDERS, compose, gaussian_rdp, int
 from cellsmith.math.privacy.audit import canary_run, gaussian_lower_bound, guesses_lower_bound, moment_run
 from cellsmith.math.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from cellsmith.math.privacy.gradients import ClippedSum, add_noise, clip_factors, clipped_gradient_sum
-from cellsmith.math.privacy.kmeans import KMeansRelease, kmeans_events, private_kmeans
+from cellsmith.math.privacy.kmeans import Frame, KMeansRelease, frame_of_axes, kmeans_events, private_kmeans
 from cellsmith.math.privacy.ledger import Event, Ledger, calibrate
 from cellsmith.math.privacy.moments import (
     debias_values,
@@ -33,6 +33,7 @@ __all__ = [
     "ORDERS",
     "ClippedSum",
     "Event",
+    "Frame",
     "Guarantee",
     "KMeansRelease",
     "Ledger",
@@ -45,6 +46,7 @@ __all__ = [
     "clipped_gradient_sum",
     "compose",
     "debias_values",
+    "frame_of_axes",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_lower_bound",

@@ -11,7 +11,7 @@ from cellsmith._errors import SetupError
 from cellsmith.math.privacy.ledger import Event
 from cellsmith.math.privacy.units import unit_rows
 
-__all__ = ["KMeansRelease", "kmeans_events", "private_kmeans"]
+__all__ = ["Frame", "KMeansRelease", "frame_of_axes", "kmeans_events", "private_kmeans"]
 
 Floats = npt.NDArray[np.float64]
 # Share of mu^2 that choosing the start may take.
@@ -31,6 +31,48 @@ class KMeansRelease(NamedTuple):
 
     centers: Floats
     counts: Floats
+
+
+class Frame(NamedTuple):
+    """Where private k-means looks for clusters.
+
+    Attributes
+    ----------
+    offset
+        (d,) centre of the ball; d is the number of leading axes that are used.
+    spread
+        (d,) standard deviation of the starts around it; None draws them from the whole ball.
+    radius
+        Of the ball.
+    """
+
+    offset: Floats
+    spread: Floats | None
+    radius: float
+
+
+def frame_of_axes(eigenvalues: npt.ArrayLike, n_above: int, *, n_units: float, centered: bool = False) -> Frame:
+    """Choose a ball from a released moment alone, which costs nothing further.
+
+    Axes that noise alone would reach are left out: noise for every centre, and nothing that tells cells apart.
+
+    Parameters
+    ----------
+    eigenvalues
+        (r,) of the released moment, descending.
+    n_above
+        How many of them lie above the edge of the noise; at least two axes are used.
+    n_units
+        N.
+    centered
+        Whether the moment is one around the mean. Else the first axis holds the mean of the rows, which are counts.
+    """
+    values = np.asarray(eigenvalues, dtype=np.float64)[: max(2, n_above)]
+    spread = np.sqrt(np.maximum(values, 0.0) / n_units)
+    offset = np.zeros(len(spread))
+    if not centered:
+        offset[0], spread[0] = min(1.0, spread[0]), 0.0
+    return Frame(offset, spread, float(min(1.0, max(1e-3, 2 * np.linalg.norm(spread)))))
 
 
 def kmeans_noise(mu: float, n_iterations: int) -> tuple[float, float]:

@@ -285,17 +285,12 @@ class TrainingMixin:
         self._open_cells(streams)
         return self._table
 
-    def _kmeans_frame(self, n_latent: int) -> dict[str, Any]:
-        """Return where private k-means looks, from released eigenvalues: around the mean direction, along signal."""
+    def _kmeans_frame(self, n_latent: int) -> privacy.Frame:
+        """Return where private k-means looks: from released eigenvalues, or the unit ball where there are none."""
         if self._given["mode"] != "dp_pca_init":
-            return {"offset": np.zeros(n_latent)}
-        # Axes that noise alone would reach hold noise for every centre, and nothing that tells cells apart.
-        n_axes = min(n_latent, max(2, self.n_above_edge_))
-        width = np.sqrt(np.maximum(self.eigenvalues_[:n_axes], 0.0) / self.privacy_plan.n_units)
-        # Rows are counts, so that the first axis holds their mean; the others hold how cells differ.
-        offset = np.zeros(n_axes)
-        offset[0], width[0] = min(1.0, width[0]), 0.0
-        return {"offset": offset, "spread": width, "radius": float(min(1.0, max(1e-3, 2 * np.linalg.norm(width))))}
+            return privacy.Frame(np.zeros(n_latent), None, 1.0)
+        values = self.eigenvalues_[:n_latent]
+        return privacy.frame_of_axes(values, self.n_above_edge_, n_units=self.privacy_plan.n_units)
 
     def _seed_centers(self, streams: Streams) -> None:
         """Put private k-means centres of the latents into the module; their sizes weigh the targets."""
@@ -306,14 +301,14 @@ class TrainingMixin:
         plan.spend("kmeans")
         z = self._encode_counts(self._table.counts)
         frame = self._kmeans_frame(z.shape[1])
-        n_axes = len(frame["offset"])
+        n_axes = len(frame.offset)
         found = privacy.private_kmeans(
             z[:, :n_axes],
             self._given["n_clusters"],
             mu=plan.mu["kmeans"],
             units=self._units,
             generator=self._noise,
-            **frame,
+            **frame._asdict(),
             **KMEANS,
         )
         self.released_ = [*self.released_, "kmeans"]
