@@ -72,7 +72,7 @@ def frame_of_axes(eigenvalues: npt.ArrayLike, n_above: int, *, n_units: float, c
     offset = np.zeros(len(spread))
     if not centered:
         offset[0], spread[0] = min(1.0, spread[0]), 0.0
-    return Frame(offset, spread, float(min(1.0, max(1e-3, 2 * np.linalg.norm(spread)))))
+    return Frame(offset, spread, float(np.clip(2 * np.linalg.norm(spread), 1e-3, 1.0)))
 
 
 def kmeans_noise(mu: float, n_iterations: int) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def kmeans_events(mu: float, *, n_iterations: int, n_starts: int, stage: str = "
 
 def in_ball(z: npt.ArrayLike, radius: float) -> Floats:
     """Cut rows (n, d) to norm ``radius``; a row that is not finite becomes zeros."""
-    return unit_rows(np.asarray(z, dtype=np.float64) / radius) * radius
+    return np.asarray(unit_rows(np.asarray(z, dtype=np.float64) / radius) * radius)
 
 
 def random_starts(n_starts: int, n_clusters: int, n_columns: int, generator: np.random.Generator) -> Floats:
