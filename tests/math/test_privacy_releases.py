@@ -171,6 +171,16 @@ def test_k_means_finds_far_clusters_where_noise_is_small() -> None:
     assert np.isfinite(privacy.private_kmeans(strange, 3, mu=1.0, generator=g).centers).all()
 
 
+def test_frame_of_k_means_follows_released_eigenvalues() -> None:
+    frame = privacy.frame_of_axes([90.0, 4.0, 1.0, 0.5, 0.4], 3, n_units=100)
+    np.testing.assert_allclose(frame.offset, [np.sqrt(0.9), 0, 0])
+    np.testing.assert_allclose(frame.spread, [0, 0.2, 0.1])
+    assert frame.radius == pytest.approx(2 * np.sqrt(0.05))
+    around = privacy.frame_of_axes([4.0, 1.0, -0.5], 0, n_units=100, centered=True)
+    np.testing.assert_allclose(around.spread, [0.2, 0.1])
+    assert not around.offset.any()
+
+
 # --- wiring -----------------------------------------------------------------------------------------------------------
 
 
