@@ -108,6 +108,7 @@ class GraphTables:
                 if isinstance(value, Tensor):
                     setattr(self, name, value.to(device))
             self.pairs = graph.Pairs(*(part.to(device) for part in self.pairs))
+            self.noise = _on(device, self.noise)
         return self
 
     # --- S3 to S7 over all cells, without gradient ----------------------------------------------------------------
@@ -301,3 +302,9 @@ class GraphTables:
         """Write the selection (b, M) of a batch and its degrees (b,) back."""
         self.selected[which, rows] = hard.bool()
         self.degree[which, rows] = degree.detach()
+
+
+def _on(device: torch.device, tables: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Return both noise tables on a device."""
+    first, second = (table if table is None else table.to(device) for table in tables)
+    return first, second
