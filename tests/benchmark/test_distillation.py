@@ -423,6 +423,14 @@ def test_plain_loops_choose_what_sketches_choose() -> None:
     assert speed.kcenter_loop(points, 5) == list(matching.k_center(points, 5))
 
 
+def test_plain_metacells_are_those_of_the_sketch() -> None:
+    data = cs.datasets.toy_counts(120, 20, n_types=3)
+    data.obsm["X_pca"] = np.random.default_rng(0).normal(size=(120, 4))
+    plain, ours = speed.plain_metacell(data), speed.metacell(data)
+    totals = [np.sort(np.asarray(x.sum(axis=1)).ravel()) for x in (plain.layers["sum"], ours.X)]
+    np.testing.assert_array_equal(*totals)
+
+
 def test_what_a_speed_run_lacks_is_added(monkeypatch, tmp_path) -> None:
     jobs = {
         "a": ("first", lambda directory: {"first": 1.0, "more": 2.0}, "toy"),

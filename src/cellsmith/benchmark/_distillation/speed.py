@@ -179,14 +179,16 @@ def metacell(data: ad.AnnData) -> ad.AnnData:
 
 
 def plain_metacell(data: ad.AnnData) -> Any:
-    """Make them with scikit-learn and scanpy."""
+    """Make them with scikit-learn, from the same starts, and scanpy."""
     import scanpy as sc
     from sklearn.cluster import KMeans
 
     labels, groups = data.obs[LABELS].to_numpy(), np.empty(data.n_obs, dtype=object)
+    starts = Streams(0).numpy("init", 0)
     for name in np.unique(labels):
         rows = np.flatnonzero(labels == name)
-        found = KMeans(BUDGET, n_init=3, random_state=0).fit_predict(data.obsm[REP][rows])
+        start = int(starts.integers(2**31 - 1))
+        found = KMeans(BUDGET, n_init=3, random_state=start).fit_predict(data.obsm[REP][rows])
         groups[rows] = [f"{name} {k}" for k in found]
     own = ad.AnnData(data.X, obs=data.obs.assign(group=groups.astype(str)))
     own.obs["group"] = own.obs["group"].astype("category")

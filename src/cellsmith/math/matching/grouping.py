@@ -134,7 +134,7 @@ def _grouped(counts: Any, groups: npt.ArrayLike, view: Any, *, whole: bool = Fal
     if codes.shape != (n,):
         raise SetupError(f"Found groups of shape {codes.shape}, expected one for each of {n} cells.")
     n_groups = int(codes.max(initial=-1)) + 1
-    total = sp.csr_matrix((n_groups, n_genes), dtype=np.float64)
+    total: Any = sp.csr_matrix((n_groups, n_genes), dtype=np.float64)
     rows = counts.tocsr() if sp.issparse(counts) else counts
     step = max(1, n) if whole else ROWS_AT_ONCE
     for start in range(0, n, step):
@@ -142,7 +142,8 @@ def _grouped(counts: Any, groups: npt.ArrayLike, view: Any, *, whole: bool = Fal
         kept = np.flatnonzero(part >= 0)
         member = sp.csr_matrix((np.ones(len(kept)), (part[kept], np.arange(len(kept)))), shape=(n_groups, len(kept)))
         block = rows if whole else rows[start : start + step]
-        total = total + member @ view(block if len(kept) == len(part) else block[kept])
+        added = member @ view(block if len(kept) == len(part) else block[kept])
+        total = total + added if start else added
     out = sp.csr_matrix(total)
     out.sort_indices()
     return out
