@@ -51,13 +51,15 @@ def _ablation(tables: Tables) -> list[str]:
     means = ", ".join(f"{SHOWN[m]} {v.mean():.3f}" for m, v in start.items())
     for name, change in CHANGES.items():
         gaps = {metric: against_default(tables, name, metric) for metric in SCORES}
-        if name == DEFAULT or gaps["ari"].runs == 0:
+        each = [against_default(tables, name, "ari", ways=(way,)) for way in WAYS]
+        if name == DEFAULT or not any(gap.runs for gap in each):
             continue
         verdict = named({m: g.mean for m, g in gaps.items()}, change)
         runs, shown = str(gaps["ari"].runs), [interval(gaps[m]) for m in SCORES]
+        shown += [f"{gap.mean:+.3f} ({gap.runs})" if gap.runs else "-" for gap in each]
         words = VERDICTS[verdict] if gaps["ari"].runs >= 9 else f"({VERDICTS[verdict]})"
         rows.append([name, "adds" if change.adds else "takes away", runs, *shown, words])
-    head = ["row minus default", "it", "runs", *SHOWN.values(), "by the rule"]
+    head = ["row minus default", "it", "runs", *SHOWN.values(), *(f"ARI, {way} (runs)" for way in WAYS), "by the rule"]
     return [f"The default: {means} ({len(start['ari'])} runs).", "", _grid(head, rows), ""]
 
 

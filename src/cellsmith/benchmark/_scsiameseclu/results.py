@@ -28,10 +28,12 @@ def row_values(results: Tables, name: str, metric: str, *, files: tuple[str, ...
     return means[means.index.get_level_values("file").isin(files)]
 
 
-def against_default(results: Tables, name: str, metric: str, *, files: tuple[str, ...] = TUNING) -> Difference:
-    """Return the row minus the default over file x seed, ways paired."""
-    ways, parts = {**BATCHED, **CHANGES}[name].ways, []
-    for way in ways:
+def against_default(
+    results: Tables, name: str, metric: str, *, files: tuple[str, ...] = TUNING, ways: tuple[str, ...] | None = None
+) -> Difference:
+    """Return the row minus the default over file x seed, ways paired; None: all ways that the row can touch."""
+    parts = []
+    for way in {**BATCHED, **CHANGES}[name].ways if ways is None else ways:
         pair = [results.values(TASK + way, n, metric).groupby(level=["file", "seed"]).mean() for n in (name, DEFAULT)]
         parts.append(pair[0] - pair[1])
     table = pd.concat(parts, axis=1).dropna().mean(axis=1)
