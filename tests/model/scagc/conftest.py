@@ -18,7 +18,7 @@ from cellsmith.model import SCAGC
 # so few genes give too few markers for "auto"
 SMALL: dict[str, Any] = {"n_hidden": 16, "n_latent": 5, "n_neighbors": 6, "n_candidates": 16, "n_clusters": 3}
 # what is off by default is on here, so that it is tested
-SMALL |= {"graph_weight": 0.3, "contrast_weight": 0.1}
+SMALL |= {"graph": "learned", "graph_weight": 0.3, "contrast_weight": 0.1}
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False}
 
 

@@ -64,7 +64,7 @@ def test_data_that_cannot_be_used_are_refused_and_untouched(
         ({"dropout_rate": 1.0}, r"expected a number in \[0, 1\)"),
         ({"n_latent": 0}, "n_latent=0; expected a whole number of 1 or more"),
         ({"variant": "paper", "graph": "knn"}, "graph='knn' contradicts variant='paper', where it is 'learned'"),
-        ({"cluster_head": "dec", "n_clusters": None}, "needs clusters, but n_clusters=None"),
+        ({"graph": "learned", "cluster_head": "dec", "n_clusters": None}, "needs clusters, but n_clusters=None"),
     ],
 )
 def test_arguments_out_of_range_name_the_nearest_valid_value(cells: Cells, kwargs: dict[str, Any], match: str) -> None:

@@ -56,7 +56,9 @@ def test_every_trained_parameter_has_a_gradient_and_centres_move(cells: Cells) -
     adata = cells(80)
     SCAGC.setup_anndata(adata)
     sizes = {"n_hidden": 16, "n_latent": 5, "n_neighbors": 6, "n_candidates": 16}
-    model = SCAGC(adata, **sizes, cluster_head="dec", n_clusters=3, graph_weight=0.3, contrast_weight=0.1)
+    model = SCAGC(
+        adata, **sizes, graph="learned", cluster_head="dec", n_clusters=3, graph_weight=0.3, contrast_weight=0.1
+    )
     model._reader = CellReader(model.adata_manager)
     model._datamodule = None
     streams = Streams(0)
@@ -296,3 +298,24 @@ def test_small_batches_and_few_cells_are_told(cells: Cells) -> None:
         model = SCAGC(adata, n_hidden=8, n_latent=3)
     with pytest.warns(DataWarning, match="Batch 'b' has 3 cells, fewer than 5"):
         model.train(max_epochs=0, accelerator="cpu")
+
+
+def test_default_smooths_over_no_graph_and_writes_one_with_few_hubs(cells: Cells) -> None:
+    """What earned nothing in the ablation is off; the graph that is written has the penalty on hubs all the same."""
+    adata = cells(120)
+    SCAGC.setup_anndata(adata)
+    size = {"n_hidden": 16, "n_latent": 5, "n_neighbors": 6, "n_candidates": 16, "n_clusters": 3}
+    degrees = {}
+    for penalty in (0.0, 0.5):
+        model = SCAGC(adata, **size, hub_penalty=penalty)
+        model.train(max_epochs=2, accelerator="cpu", enable_progress_bar=False)
+        degrees[penalty] = model.get_degree_report().loc["learned", "degree_cv"]
+    assert [s.name for s in model.stages()] == ["index", "warmup", "graph", "export"]
+    assert degrees[0.5] < degrees[0.0]
+
+
+def test_a_head_needs_a_learned_graph(cells: Cells) -> None:
+    adata = cells(60)
+    SCAGC.setup_anndata(adata)
+    with pytest.raises(SetupError, match="Type graph='learned'"):
+        SCAGC(adata, cluster_head="dec")

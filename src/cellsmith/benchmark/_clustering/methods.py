@@ -17,8 +17,9 @@ from cellsmith._rng import isolated
 
 __all__ = [
     "KNN_GRAPH",
+    "LEARNED",
     "METHODS",
-    "NO_GRAPH",
+    "NO_PENALTY",
     "PCA",
     "PEERS",
     "PUBLISHED",
@@ -33,7 +34,8 @@ __all__ = [
 
 PCA, SCVI = "PCA 50", "scVI"
 UNTRAINED, SCAGC = "untrained graph", "SCAGC"
-KNN_GRAPH, RANDOM_GRAPH, NO_GRAPH = "SCAGC, fixed kNN graph", "SCAGC, random graph", "SCAGC, no graph"
+LEARNED, KNN_GRAPH, RANDOM_GRAPH = "SCAGC, learned graph", "SCAGC, fixed kNN graph", "SCAGC, random graph"
+NO_PENALTY = "SCAGC, no penalty on hubs"
 PUBLISHED = "SCAGC, published"
 SIAMESE, NO_TRANSPORT = "ScSiameseClu", "ScSiameseClu, no transport"
 N_NEIGHBORS = 15
@@ -170,9 +172,10 @@ METHODS: dict[str, Method] = {
     **PEERS,
     UNTRAINED: partial(scagc, epochs=0),
     SCAGC: scagc,
+    LEARNED: partial(scagc, graph="learned"),
     KNN_GRAPH: partial(scagc, graph="knn"),
     RANDOM_GRAPH: partial(scagc, graph="random"),
-    NO_GRAPH: partial(scagc, graph="none"),
+    NO_PENALTY: partial(scagc, hub_penalty=0.0),
     PUBLISHED: published,
     SIAMESE: siamese,
     NO_TRANSPORT: partial(siamese, transport_weight=0),

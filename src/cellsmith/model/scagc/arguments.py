@@ -29,11 +29,11 @@ PAPER = {
     "n_latent": (20, 15),
     "n_hops": (3, 3),
     "n_neighbors": (15, 15),
-    "graph": ("learned", "learned"),
+    "graph": ("none", "learned"),
     "edge_temperature": (0.05, 1.0),
     "relaxation_temperature": (5.0, 0.5),
     "noise_scale": (1.0, 1.0),
-    "hub_penalty": (0.5, 0.0),
+    "hub_penalty": (1.0, 0.0),
     "gene_likelihood": ("nb", "zinb"),
     "dispersion": ("gene", "gene"),
     "dropout_rate": (0.1, 0.0),
@@ -101,7 +101,7 @@ def settle_arguments(given: Mapping[str, Any], *, n_cells: int) -> dict[str, Any
     return out
 
 
-_PAST = {"edge_temperature": 0.05, "hub_penalty": 0.5, "noise_scale": 1.0}
+_PAST = {"edge_temperature": 0.05, "hub_penalty": 1.0, "noise_scale": 1.0}
 
 
 def _check_clusters(given: Mapping[str, Any], n_cells: int) -> None:
@@ -114,6 +114,10 @@ def _check_clusters(given: Mapping[str, Any], n_cells: int) -> None:
         raise SetupError(
             f"n_clusters={wanted!r}; expected a whole number from 2 to {n_cells}, the number of cells. Type "
             f"n_clusters={valid}, or n_clusters='auto'."
+        )
+    if given["cluster_head"] == "dec" and given["graph"] != "learned":
+        raise SetupError(
+            f"cluster_head='dec' is trained after a learned graph, but graph={given['graph']!r}. Type graph='learned'."
         )
     if wanted is None and given["cluster_head"] == "dec":
         raise SetupError(

@@ -30,10 +30,10 @@ __all__ = ["SCAGC"]
 class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMixin, CellModel):
     """Clusters of cells on a sparse graph that is learned together with their embedding.
 
-    Raw counts are embedded cell by cell and smoothed over a graph whose edges are drawn from the embedding itself, with
-    a penalty on hubs. What comes out is a latent space, a graph that every graph tool of scanpy accepts, soft clusters,
-    whose number is chosen by evidence of marker genes, and a map for new cells. No label is ever read, and no array of
-    cells x cells is formed.
+    Raw counts are embedded cell by cell, and a graph is formed from the embedding, with a penalty on hubs; with
+    ``graph="learned"`` it is drawn during training and smooths the embedding. What comes out is a latent space, a graph
+    that every graph tool of scanpy accepts, soft clusters, whose number is chosen by evidence of marker genes, and a
+    map for new cells. No label is ever read, and no array of cells x cells is formed.
 
     Parameters
     ----------
@@ -52,7 +52,10 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
     n_candidates
         Nearest cells that it chooses them from.
     graph
-        "learned"; or a control: "knn" (the first graph, fixed), "random" (as many edges, at random), "none".
+        What smooths cells while the network is trained. "none" (the default, since nothing else was better, see the
+        user guide): each cell by itself; the graph that is written and clustered is formed from the trained latents.
+        "learned": the graph is drawn from the latents during training, as published. Controls: "knn" (the first graph,
+        fixed), "random" (as many edges, at random); neither has a penalty on hubs.
     edge_temperature
         Divides the cosine of two latents: how much similarity outweighs noise.
     relaxation_temperature
@@ -121,11 +124,11 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
         n_hops: int = 3,
         n_neighbors: int = 15,
         n_candidates: int = 50,
-        graph: str = "learned",
+        graph: str = "none",
         edge_temperature: float = 0.05,
         relaxation_temperature: float = 5.0,
         noise_scale: float = 1.0,
-        hub_penalty: float = 0.5,
+        hub_penalty: float = 1.0,
         gene_likelihood: str = "nb",
         dispersion: str = "gene",
         dropout_rate: float = 0.1,
@@ -191,7 +194,7 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
 
     def _hub_penalty(self) -> float:
         """Return the penalty on hubs: the controls have none."""
-        return self._hub if self._graph == "learned" else 0.0
+        return 0.0 if self._graph in ("knn", "random") else self._hub
 
     @classmethod
     def setup_anndata(
@@ -279,9 +282,10 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
     # --- stages ---------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return ``index``, ``warmup``, ``graph``, ``anneal``, ``settle``, ``export``; with a head also two more.
+        """Return ``index``, ``warmup``, ``graph`` and ``export``.
 
-        A fixed graph (the controls) has no ``anneal`` and ``settle``; the paper's variant has stages of its own.
+        With a learned graph ``anneal`` and ``settle`` come before ``export``, and with a head two more after it; the
+        paper's variant has stages of its own.
         """
         if self._variant == "paper":
             return self._published_stages()
