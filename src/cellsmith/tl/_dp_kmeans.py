@@ -166,8 +166,10 @@ def _frame(
 ) -> privacy.Frame:
     """Return where to look: from the released eigenvalues of the embedding, where it has some and nothing is given."""
     key = use_rep.removeprefix("X_")
-    block = uns.get(key) if key != use_rep else None
-    if radius is None and isinstance(block, Mapping) and "n_above_edge" in block and "eigenvalues" in block:
+    found = uns.get(key) if key != use_rep else None
+    block: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    along_axes = "n_above_edge" in block and "eigenvalues" in block
+    if radius is None and along_axes and block["params"].get("mode", "dp_pca_init") == "dp_pca_init":
         centered = bool(block["params"].get("center", False))
         values = np.asarray(block["eigenvalues"])[:n_columns]
         return privacy.frame_of_axes(values, int(block["n_above_edge"]), n_units=n_units, centered=centered)
