@@ -30,15 +30,15 @@ WAYS = (
     ),
     (
         TRAINED,
-        "The same, with links that a network learns together with the positions of the cells. A third of the usual "
-        "training, so that this page is done soon.",
+        "The same, with positions that a network learns from the counts; the links are formed from them. A sixth of "
+        "the usual training, so that this page is done soon.",
     ),
 )
 
 LIMITS = (
     "One data set and one seed: differences of two or three hundredths are within what another seed would change.",
-    "**Training gains one to four hundredths on the data that settings were tried on, and loses on others.** Begin "
-    "without; the user guide has the numbers.",
+    "**Training gains less than a hundredth over six data sets, and takes twenty times as long.** Begin without; the "
+    "user guide has the numbers.",
     "Merging asks for marker genes in both directions. A type that is marked only by what it lacks is merged away, and "
     "so is one that counts are too shallow to tell.",
     "The names are those of the authors, who also clustered. They are no truth.",
@@ -47,7 +47,7 @@ LIMITS = (
 CODE = """import cellsmith, scanpy as sc
 
 cellsmith.tl.scagc(adata, layer="counts", train_kwargs={"max_epochs": 0})   # nothing trained
-cellsmith.tl.scagc(adata, layer="counts", key_added="learned")              # minutes
+cellsmith.tl.scagc(adata, layer="counts", key_added="trained")              # a minute or more
 sc.tl.umap(adata, neighbors_key="scagc")
 cellsmith.pl.merge_path(adata)
 cellsmith.tl.merge_clusters(adata, "leiden", layer="counts")                # the same rule for any clusters

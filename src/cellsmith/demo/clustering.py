@@ -72,12 +72,12 @@ def _compute(context: Context) -> _Run:
     context.say(f"clustering {reference.n_obs:,} cells x {reference.n_vars:,} genes, without training and with")
     plain = _fit(reference, context, epochs=0)
     plain.write(reference)
-    learned = _fit(reference.copy(), context, epochs=1 if context.quick else 8)
+    trained = _fit(reference.copy(), context, epochs=1 if context.quick else 8)
     truth = reference.obs[LABELS]
     labels = {
         words.SCANPY: _scanpy(reference, seed=context.seed),
         words.UNTRAINED: plain.predict().to_numpy(),
-        words.TRAINED: learned.predict().to_numpy(),
+        words.TRAINED: trained.predict().to_numpy(),
     }
     context.say(f"placing {new.n_obs} cells that were put aside")
     found = plain.map_query(new)

@@ -32,6 +32,13 @@ DEVIATIONS = (
         f"{_HERE}/test_equations.py::test_oracle_embedding_gives_pure_edges_and_temperature_moves_no_edge",
     ),
     Deviation(
+        "the graph in the network",
+        "cells are smoothed over the learned graph",
+        "each cell by itself by default, and the graph is formed from the trained latents; graph='learned' smooths",
+        "over six sets and three seeds that a rule had been written for, smoothing was no better",
+        f"{_HERE}/test_train.py::test_default_smooths_over_no_graph_and_writes_one_with_few_hubs",
+    ),
+    Deviation(
         "what draws the edges",
         "the latents, smoothed over the last graph",
         "e, the latent of a cell alone; its candidates are near in components of Pearson residuals",
