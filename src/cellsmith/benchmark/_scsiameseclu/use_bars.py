@@ -78,7 +78,7 @@ def _markers(pages: Pages) -> Measured | None:
     right, share, kept, lost = (pages.tables.mean(markers.TASK, DEFAULT, name) for name in names)
     if not _known(right, kept):
         return None
-    text = f"{right:.3f}; {share:.1%} rejected: {lost:.3f}, the others {kept:.3f}"
+    text = f"{right:.3f}; {share:.1%} rejected" + (f": {lost:.3f}, the others {kept:.3f}" if share else "")
     return Measured(text, right >= 0.85 - SLACK and not lost >= kept, right >= 0.92 - SLACK)
 
 
