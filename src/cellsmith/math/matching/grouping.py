@@ -33,7 +33,7 @@ N_COMPONENTS = 50
 N_STARTS = 3
 FEW_GENES = 1_000
 # Cells read at a time: bounds the memory, wherever the counts lie.
-ROWS_AT_ONCE = 4_096
+ROWS_AT_ONCE = 2_048
 # More cells than these are never held as one log view, unless there are too many genes for their covariance.
 WHOLE_CELLS, COVARIANCE_GENES = 20_000, 5_000
 
@@ -96,8 +96,8 @@ def metacell_sums(counts: Any, groups: npt.ArrayLike) -> sp.csr_matrix:
     SetupError
         If there is not one group for each cell.
     """
-    # Nothing is made of the cells before they are added up: sparse counts in memory are not cut.
-    return _grouped(counts, groups, sp.csr_matrix, whole=sp.issparse(counts))
+    # Nothing is made of the cells before they are added up: a small table in memory need not be cut.
+    return _grouped(counts, groups, sp.csr_matrix, whole=sp.issparse(counts) and counts.shape[0] <= WHOLE_CELLS)
 
 
 def metacell_log_means(counts: Any, groups: npt.ArrayLike, *, scale: float) -> sp.csr_matrix:
@@ -265,8 +265,10 @@ def count_components(counts: Any, *, scale: float, seed: int) -> Floats:
     mean, wanted = total / n, min(N_COMPONENTS, n_genes - 1)
     products -= n * np.outer(mean, mean)
     _, axes = eigh(products, subset_by_index=[n_genes - wanted, n_genes - 1], overwrite_a=True)
-    axes = axes[:, ::-1]
-    return np.concatenate([log_normalize(rows[part], scale=scale) @ axes - mean @ axes for part in parts])
+    scores = np.empty((n, wanted))
+    for part in parts:
+        scores[part] = (log_normalize(rows[part], scale=scale) @ axes - mean @ axes)[:, ::-1]
+    return scores
 
 
 def class_groups(
