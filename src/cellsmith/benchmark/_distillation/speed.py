@@ -302,7 +302,9 @@ def memory(directory: Path, *, many: bool = False) -> Found:
     if many:
         data = data[many_rows(data.obs[LABELS].to_numpy())].copy()
         data.obs_names_make_unique()
-    size, found = f"{data.n_obs} cells", {who: measure(who, data) for who in ("scDD", "scVI", "metacells")}
+    size, found = f"{MANY_CELLS if many else data.n_obs} cells", {}
+    for who in ("scDD", "scVI", "metacells"):
+        found[who] = measure(who, data)
     out = {f"{field}, {who}, {size}": found[who][field] for who in found for field in ("extra_mib", "peak_mib")}
     for field, ratio in (("extra_mib", "extra_over_scvi"), ("peak_mib", "peak_over_scvi")):
         out[f"{ratio}, {size}"] = found["scDD"][field] / found["scVI"][field]
