@@ -22,6 +22,7 @@ __all__ = ["DETAIL", "TASKS", "child", "many_cells", "scale"]
 logger = logging.getLogger("cellsmith")
 
 SMALL, LARGE = "pbmc4k_10x", "kang_ctrl_8donors"
+FIT_CELLS = 2_100  # of SMALL, with its 2,000 genes; other sizes are of LARGE, so that they can be compared
 KEPT_SHARE = 0.9
 LENGTHS = (1, 3)  # epochs of two trainings, whose difference is free of what is done once
 TASKS = (
@@ -40,7 +41,7 @@ DETAIL = "a process of its own, one thread"
 
 def many_cells(directory: Path, n: int) -> AnnData:
     """Return n cells of a file; more than it has are drawn again and thinned, so that no two are alike."""
-    counts = sparse.csr_matrix(load(directory, SMALL if n <= 2_100 else LARGE).X, dtype=np.float32)
+    counts = sparse.csr_matrix(load(directory, SMALL if n == FIT_CELLS else LARGE).X, dtype=np.float32)
     generator = Streams(0).numpy("sample")
     if n <= counts.shape[0]:
         return AnnData(counts[np.sort(generator.permutation(counts.shape[0])[:n])])
