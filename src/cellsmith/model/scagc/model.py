@@ -78,7 +78,7 @@ class SCAGC(PublishedMixin, MappingMixin, QueryMixin, SamplingMixin, TrainingMix
     contrast_weight, contrast_temperature
         Weight of the term that tells a cell on two draws of the graph from other cells (0: off), and its temperature.
     cluster_head
-        "none", or "dec": clusters are sharpened in a last stage.
+        "none", or "dec": clusters are sharpened in a last stage; needs ``graph="learned"``.
     cluster_weight
         Weight of that stage's term.
     n_clusters
