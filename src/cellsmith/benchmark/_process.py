@@ -15,7 +15,7 @@ from typing import Any
 
 from cellsmith.benchmark._annotation.speed import THREADS
 
-__all__ = ["report_cost", "run_alone"]
+__all__ = ["report_cost", "run_alone", "say"]
 
 MARK = "RESULT "
 
@@ -42,7 +42,12 @@ def report_cost(prepare: Callable[[], Any], task: Callable[[Any], Mapping[str, f
     found = {"wall_s": time.perf_counter() - started[0], "cpu_s": time.process_time() - started[1]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found |= {"peak_gib": peak / 1024**2, "above_data_gib": (peak - before) / 1024**2}
-    sys.stdout.write(MARK + json.dumps(found | own) + "\n")
+    say(found | own)
+
+
+def say(found: Mapping[str, float]) -> None:
+    """Tell the process that called :func:`run_alone` what was found."""
+    sys.stdout.write(MARK + json.dumps(dict(found)) + "\n")
 
 
 def run_alone(module: str, *words: str) -> dict[str, float]:
@@ -51,7 +56,7 @@ def run_alone(module: str, *words: str) -> dict[str, float]:
     Parameters
     ----------
     module
-        Name of a module whose function ``child`` ends in :func:`report_cost`.
+        Name of a module whose function ``child`` ends in :func:`report_cost` or :func:`say`.
     words
         Its arguments.
 

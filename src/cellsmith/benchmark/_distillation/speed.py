@@ -6,11 +6,7 @@ What is compared runs in turn in one process, or, for memory and whole runs, eac
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -24,9 +20,9 @@ import anndata as ad
 import numpy as np
 
 from cellsmith._rng import Streams, isolated
-from cellsmith.benchmark._annotation.speed import THREADS
 from cellsmith.benchmark._distillation.cases import EMBEDDED, REP, labelled_counts, read
 from cellsmith.benchmark._files import MAX_GENES, variable_genes
+from cellsmith.benchmark._process import run_alone, say
 from cellsmith.benchmark._store import Store
 from cellsmith.benchmark._synthesis.speed import alternate
 from cellsmith.benchmark._topics.speed import in_turn
@@ -270,22 +266,15 @@ def child(task: str, path: str) -> None:
     out = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     csr = sum(part.nbytes for part in (data.X.data, data.X.indices, data.X.indptr)) / 2**20
     out |= {"extra_mib": _memory("VmHWM") - before, "peak_mib": _memory("VmHWM"), "csr_mib": csr}
-    sys.stdout.write("RESULT " + json.dumps(out) + "\n")
+    say(out)
 
 
 def measure(task: str, data: ad.AnnData) -> Found:
     """Run a task of :func:`child` on some cells in a fresh process on one thread."""
-    code = "from cellsmith.benchmark._distillation import speed; import sys; speed.child(sys.argv[1], sys.argv[2])"
-    environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "cells.h5ad")
         data.write_h5ad(path)
-        command = [sys.executable, "-c", code, task, path]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return dict(json.loads(line.removeprefix("RESULT ")))
-    raise RuntimeError(f"The task {task!r} ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
+        return run_alone(__name__, task, path)
 
 
 def memory(directory: Path, *, many: bool = False) -> Found:
