@@ -69,6 +69,23 @@ def test_starting_number_exceeds_the_communities() -> None:
     np.testing.assert_allclose(np.sort(means[:, 0]), np.sort(centre[:, 0]), atol=1e-4)
 
 
+def test_a_mixture_with_one_covariance_straightens_long_clusters() -> None:
+    """Two long clusters side by side, cut across by whoever looks at distances alone."""
+    generator = np.random.default_rng(0)
+    types = np.repeat([0, 1], 150)
+    z = np.column_stack([generator.normal(0, 10, 300), 6.0 * types + generator.normal(0, 1, 300), np.zeros(300)])
+    mixed = np.where(generator.random(300) < 0.75, types, 1 - types)
+    state = np.random.get_state()[1].copy()
+    means, labels = clusters.refined(z.astype(np.float32), mixed)
+    assert means.shape == (2, 3)
+    assert means.dtype == np.float32
+    agreement = (labels == types).mean()
+    assert max(agreement, 1 - agreement) > 0.98
+    assert max((mixed == types).mean(), (mixed != types).mean()) < 0.8
+    np.testing.assert_array_equal(labels, clusters.refined(z.astype(np.float32), mixed)[1])
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
 def test_a_given_number_is_reached_by_merging(typed: tuple[sparse.csr_matrix, np.ndarray]) -> None:
     counts, types = typed
     split = types.copy()

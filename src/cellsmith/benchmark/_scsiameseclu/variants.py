@@ -82,6 +82,7 @@ CHANGES: dict[str, Change] = {
     "sizes partial": _late(options={"proportions": "partial"}, adds=True),
     "no queue": _late(options={"queue_size": 0}),
     "no swap": _late(module={"swaps": False}),
+    "start not refined": _late(private={"_refines": False}),
     "no rare guard": _late(private={"_rare_guard": False}, ways=(AUTO,)),
     "no merging": _late(private={"_merges": False}, ways=(AUTO,)),
     "any two clusters merged": _late(private={"_merges_nearest": False}, ways=(AUTO,), adds=True),

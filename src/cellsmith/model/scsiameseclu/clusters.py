@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
 
 from cellsmith.math import graph
 from cellsmith.math.enrichment import merge_by_markers, pair_marker_counts
 
-__all__ = ["MEDIAN_SHARE", "Pruned", "communities", "kmeans", "marker_threshold", "prune", "start_number"]
+__all__ = ["MEDIAN_SHARE", "Pruned", "communities", "kmeans", "marker_threshold", "prune", "refined", "start_number"]
 
 # Leiden communities -> prototypes at the start: too many, to be merged.
 SURPLUS = 1.5
@@ -18,6 +20,8 @@ SURPLUS = 1.5
 MEDIAN_SHARE = 0.3
 # A cluster below this share of the cells, or this number of them, stays only with markers of its own.
 RARE_SHARE, RARE_CELLS = 0.001, 5
+# Added to the covariance of the mixture, in units of the mean variance within clusters.
+FLOOR = 1e-4
 
 
 class Pruned(NamedTuple):
@@ -50,6 +54,38 @@ def communities(z: np.ndarray, k: int, *, seed: int, n_neighbors: int = 14) -> t
     labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
     means = np.stack([z[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
     return means.astype(np.float32), labels.astype(np.int64)
+
+
+def refined(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means (k, d) and labels (n,) of a Gaussian mixture of z (n, d) that starts at clusters (n,).
+
+    All components share one covariance: distances count in units of the spread within clusters, which is wide along
+    some axes of an embedding and narrow along others. The graph of neighbours, in which communities are found, does not
+    know that.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    codes = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    points, k = z.astype(np.float64), int(codes.max()) + 1
+    means = np.stack([points[codes == c].mean(axis=0) for c in range(k)])
+    within = points - means[codes]
+    floor = FLOOR * max(float(within.var(axis=0).mean()), 1e-12)
+    covariance = within.T @ within / len(points) + floor * np.eye(points.shape[1])
+    found = GaussianMixture(
+        k,
+        covariance_type="tied",
+        weights_init=np.bincount(codes) / len(codes),
+        means_init=means,
+        precisions_init=np.linalg.inv(covariance),
+        reg_covar=floor,
+        init_params="random_from_data",
+        random_state=0,  # nothing is drawn that matters: the three starts above are all there is
+    )
+    with warnings.catch_warnings():
+        # Labels that still move after 100 rounds are as good a start: the transport goes on from them.
+        warnings.simplefilter("ignore", category=ConvergenceWarning)
+        labels = found.fit(points).predict(points)
+    return found.means_.astype(np.float32), labels.astype(np.int64)
 
 
 def start_number(z: np.ndarray, n_neighbors: int, *, seed: int) -> int:

@@ -166,7 +166,7 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         self._max_reference = int(max_reference_cells)
         self._proportions_kind, self._given_sizes = _given_proportions(proportions, n_clusters)
         # For comparison only: what the ablation switches off.
-        self._rare_guard = self._merges = True
+        self._rare_guard = self._merges = self._refines = True
         self._start, self._merges_to_number, self._merges_nearest = "leiden", False, True
         self.n_prototypes_ = 2 if n_clusters == "auto" else int(n_clusters)
         if variant == "paper" and n_top_genes == 2000:

@@ -265,6 +265,8 @@ class TrainingMixin:
             n_clusters = many if n_clusters == "auto" else max(many, n_clusters)
         start = clusters.communities if self._start == "leiden" else clusters.kmeans
         centres, labels = start(found.fused, int(n_clusters), seed=streams.integer("init", 1))
+        if self._refines and len(centres) > 1:
+            centres, labels = clusters.refined(found.fused, labels)
         self.n_prototypes_ = len(centres)
         self.module.set_prototypes(torch.from_numpy(centres), self._wanted_sizes(labels, len(centres)))
         self.k_path_.append(("transport", 0, len(centres), self._start))
