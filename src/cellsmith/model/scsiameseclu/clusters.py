@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.exceptions import ConvergenceWarning
 
 from cellsmith.math import graph
 from cellsmith.math.enrichment import merge_by_markers, pair_marker_counts
@@ -63,6 +62,7 @@ def refined(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     some axes of an embedding and narrow along others. The graph of neighbours, in which communities are found, does not
     know that.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     codes = np.unique(labels, return_inverse=True)[1].reshape(-1)

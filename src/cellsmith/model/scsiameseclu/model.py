@@ -72,8 +72,8 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         How the two views differ from the cell: relative noise, share of genes missed, share of molecules kept, share
         of edges left out. Rates of 0 and a fraction of 1 switch an augmentation off.
     proportions
-        Sizes of the clusters in the transport: "relaxed" (equal ones at a price), "uniform" (equal), "init" (those of
-        k-means), "learned", "partial" (unsure cells stay out), or shares that sum to 1.
+        Sizes of the clusters in the transport: "relaxed" (equal ones at a price), "uniform" (equal), "init" (those
+        at the start), "learned", "partial" (unsure cells stay out), or shares that sum to 1.
     transport_temperature
         Entropy of the transport plan, nats.
     balance_weight
@@ -82,7 +82,7 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
         Cells of earlier batches that take part in the transport.
     reconstruction_weight, cell_weight, latent_weight, cluster_weight, propagation_weight, transport_weight
         Weights of the terms. ``transport_weight=0`` leaves the stage out: clusters are then
-        the communities that prototypes would start from.
+        those that prototypes would start from.
     min_markers
         Marker genes that keep two clusters apart at least, and that a rare cluster needs to stay.
     max_reference_cells
