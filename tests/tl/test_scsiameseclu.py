@@ -137,3 +137,36 @@ def test_new_cells_get_the_same_keys(clustered: AnnData) -> None:
     assert (rejected == (new.obs["scsiameseclu_confidence"] < 0.9)).all()
     assert "scsiameseclu_connectivities" not in new.obsp
     assert ari(new.obs["cell_type"], new.obs["scsiameseclu"]) > 0.6
+
+
+def test_taken_names_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = toy()
+    adata.obs["scsiameseclu"] = "mine"
+
+    def train(*args: object, **kwargs: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(ScSiameseClu, "train", train)
+    with pytest.raises(SetupError, match="scsiameseclu"):
+        cellsmith.tl.scsiameseclu(adata, layer="counts", **QUICK)
+    assert (adata.obs["scsiameseclu"] == "mine").all()
+
+
+def test_markers_by_logistic_regression_have_no_shares(clustered: AnnData) -> None:
+    found = cellsmith.tl.scsiameseclu_markers(clustered, method="logreg", n_genes=5, copy=True)
+    block = found.uns["scsiameseclu_markers"]
+    assert set(block["names"].dtype.names) == {"0", "1", "2"}
+    assert "fraction" not in block
+
+
+def test_clusters_without_any_marker_stay_unknown(clustered: AnnData) -> None:
+    """However low the bar: a type that a cell hardly has is no name for it."""
+    markers = {t: m for t, m in own_markers(clustered).items() if t == sorted(own_markers(clustered))[0]}
+    found = cellsmith.tl.scsiameseclu_annotate(clustered, markers=markers, reject_below=0.0, copy=True)
+    table = found.uns["scsiameseclu_annotation"]["table"]
+    nameless = np.flatnonzero(table.sum(axis=1) == 0)
+    assert 0 < len(nameless) < len(table)
+    proba = clustered.obsm["scsiameseclu_proba"]
+    inside = np.isin(proba.argmax(axis=1), nameless) & (proba.max(axis=1) > 0.6)
+    assert inside.any()
+    assert (found.obs["scsiameseclu_annotation"][inside] == "unknown").all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellsmith import _keys
+from cellsmith import _keys, _record
 from cellsmith.tl._door import open_door
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def scsiameseclu(
     >>> cellsmith.tl.scsiameseclu(adata, batch_key="condition")  # doctest: +SKIP
     """
     from cellsmith.model import ScSiameseClu
+    from cellsmith.model.scsiameseclu.report import WRITTEN
 
     # Before the minutes of training, not after them.
-    _keys.validate(key_added)
+    _record.check_free(adata, _keys.validate(key_added), "scsiameseclu", names=WRITTEN, overwrite=overwrite)
     model, _ = open_door(
         ScSiameseClu,
         adata,

@@ -96,7 +96,8 @@ def scsiameseclu_annotate(
         names, table = _by_reference(adata, reference, labels_key, key=key, layer=layer, clusters=clusters)
     scores = proba @ table
     confidence = scores.max(axis=1)
-    rejected = confidence < reject_below
+    # A cell that is mostly in clusters without any type has no name, however low the bar.
+    rejected = (confidence < reject_below) | (proba[:, table.sum(axis=1) == 0].sum(axis=1) > confidence)
     label = np.where(rejected, UNKNOWN, np.array(names, dtype=object)[scores.argmax(axis=1)])
     goal = adata.copy() if copy else adata
     result = _record.Result(

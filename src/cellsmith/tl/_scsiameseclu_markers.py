@@ -69,7 +69,8 @@ def scsiameseclu_markers(
     found = ranked(adata, key=key, layer=layer, method=method, n_genes=n_genes)
     goal = adata.copy() if copy else adata
     table = {name: found[name] for name in TABLES if name in found}
-    table |= {"fraction": _in_order(found, "pts"), "fraction_rest": _in_order(found, "pts_rest")}
+    shares = {"fraction": "pts", "fraction_rest": "pts_rest"}  # scanpy gives none for method="logreg"
+    table |= {ours: _in_order(found, theirs) for ours, theirs in shares.items() if theirs in found}
     result = _record.Result(method="scsiameseclu_markers", uns={**table, "params": dict(found["params"])})
     _record.write(goal, _keys.validate(key_added or f"{key}_markers"), result)
     return goal if copy else None

@@ -93,3 +93,29 @@ def test_two_runs_are_bit_equal(fitted: Any, fresh: AnnData) -> None:
     short = {"variant": "paper", "n_clusters": 3, "n_latent": 20, "train": {"max_epochs": 2}}
     one, two = (fitted(fresh.copy(), **short).get_latent_representation() for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_clusters_are_those_of_kmeans_and_stay_so_after_loading(paper: ScSiameseClu, tmp_path: Path) -> None:
+    """Nearest centre, and no walk over a graph on top of it."""
+    z, centres = paper.get_latent_representation(), paper.get_prototypes()
+    nearest = np.linalg.norm(z[:, None] - centres, axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(paper.predict().cat.codes, nearest)
+    paper.save(str(tmp_path / "model"), overwrite=True)
+    loaded = ScSiameseClu.load(str(tmp_path / "model"), adata=paper.adata)
+    np.testing.assert_array_equal(loaded.predict().cat.codes, nearest)
+    with pytest.raises(SetupError, match="dense"):
+        loaded.get_propagation()
+
+
+def test_expected_totals_are_those_of_the_modelled_genes(fitted: Any, fresh: AnnData) -> None:
+    model = fitted(fresh, variant="paper", n_top_genes=30, train={"max_epochs": 2})
+    share = float(fresh.X[:, model.gene_index_].sum() / fresh.X.sum())
+    assert share < 0.95
+    assert float(model.module.modelled_share) == pytest.approx(share, rel=1e-5)
+
+
+def test_a_graph_that_would_not_be_used_is_refused(fresh: AnnData) -> None:
+    fresh.obsm["X_mine"] = np.zeros((fresh.n_obs, 3), dtype=np.float32)
+    ScSiameseClu.setup_anndata(fresh, use_rep="X_mine")
+    with pytest.raises(SetupError, match="use_rep"):
+        ScSiameseClu(fresh, n_clusters=4, variant="paper")

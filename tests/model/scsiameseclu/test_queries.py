@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
@@ -214,3 +215,56 @@ def test_written_block_survives_both_files_and_serves_scanpy(model: ScSiameseClu
         back = read(tmp_path / f"a.{suffix}")
         np.testing.assert_array_equal(back.obsm["clu_proba"], adata.obsm["clu_proba"])
         assert list(back.uns["clu"]["classes"]) == list(block["classes"])
+
+
+def test_what_is_returned_can_be_changed_without_changing_the_model(model: ScSiameseClu) -> None:
+    """Answers come from arrays that are kept; whoever gets one gets a copy."""
+    before = model.predict(soft=True)
+    for array in (model.get_latent_representation(), model.get_gate(), model.get_prototypes()):
+        array[:] = 0
+    model.get_propagation().data[:] = 0
+    model.predict(soft=True).iloc[:, :] = 0
+    np.testing.assert_array_equal(model.predict(soft=True), before)
+    assert all(np.abs(a).sum() > 0 for a in (model.get_latent_representation(), model.get_gate()))
+    assert np.abs(model.get_prototypes()).sum() > 0
+    np.testing.assert_allclose(model.get_propagation().sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_the_propagation_is_that_of_the_training_cells(model: ScSiameseClu, other: AnnData, tmp_path: Path) -> None:
+    model.save(str(tmp_path / "model"), overwrite=True)
+    loaded = ScSiameseClu.load(str(tmp_path / "model"), adata=other.copy())
+    with pytest.raises(SetupError, match="training cells"):
+        loaded.get_propagation()
+
+
+def test_weights_of_a_users_graph_may_be_of_any_size(fresh: AnnData, fitted: Any) -> None:
+    sc.pp.pca(fresh, n_comps=10)
+    sc.pp.neighbors(fresh, n_neighbors=10, key_added="mine")
+    largest, found = fresh.obsp["mine_connectivities"].max(), {}
+    for factor in (1.0, 1e5):
+        cells = fresh.copy()
+        cells.obsp["mine_connectivities"] = fresh.obsp["mine_connectivities"] * (factor / largest)
+        found[factor] = fitted(cells, setup={"neighbors_key": "mine"}, train={"max_epochs": 2}).get_propagation()
+        np.testing.assert_allclose(found[factor].sum(axis=1), 1.0, atol=1e-5)
+    assert found[1e5].nnz > 2 * fresh.n_obs  # neighbours, not the cell alone
+    assert abs(found[1.0] - found[1e5]).max() < 1e-4
+
+
+def test_the_space_of_a_users_graph_is_kept_with_the_model(fresh: AnnData, fitted: Any, tmp_path: Path) -> None:
+    sc.pp.pca(fresh, n_comps=10)
+    sc.pp.neighbors(fresh, n_neighbors=10, key_added="mine", use_rep="X_pca")
+    model = fitted(fresh, setup={"neighbors_key": "mine"}, train={"max_epochs": 2})
+    model.save(str(tmp_path / "model"), overwrite=True)
+    new = fresh[:60].copy()
+    expected = model.predict(new, soft=True)
+    del new.uns["mine"]
+    loaded = ScSiameseClu.load(str(tmp_path / "model"), adata=new)
+    np.testing.assert_allclose(loaded.predict(soft=True), expected, atol=1e-5)
+    assert loaded._rep_key() == "X_pca"
+
+
+def test_new_cells_whose_genes_have_one_name_twice_are_refused(model: ScSiameseClu, other: AnnData) -> None:
+    twice = other.copy()
+    twice.var_names = [other.var_names[1], *other.var_names[1:]]
+    with pytest.raises(SetupError, match="twice"):
+        model.predict(twice)

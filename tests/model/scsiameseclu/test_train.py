@@ -186,3 +186,20 @@ def test_merging_looks_at_nearest_clusters_unless_a_type_may_lie_in_two_places(
         fitted(fresh.copy(), setup={"batch_key": batch_key}, train={"max_epochs": 4}, n_clusters="auto")
         assert set(seen) == {nearest}
         seen.clear()
+
+
+def test_prototypes_without_cells_are_put_on_different_cells(fresh: AnnData, fitted: Any) -> None:
+    """Two rounds of re-seeding: every prototype on a cell of its own, the least sure first."""
+    model = fitted(fresh, train={"max_epochs": 2})
+    n = fresh.n_obs
+    model.n_prototypes_, model.reseeds_ = 4, {}
+    model._swept = model._placed().swept
+    z = np.asarray(model._swept.fused)
+    model.module.codes = torch.zeros(n, dtype=torch.long)
+    model.module.confidence = torch.linspace(0.1, 1.0, n)
+    model.module.set_prototypes(torch.zeros(4, z.shape[1]))
+    for first in (0, 3):
+        model._reseed()
+        np.testing.assert_allclose(model.module.prototypes.detach()[1:], z[first : first + 3], atol=1e-6)
+    model._reseed()
+    np.testing.assert_allclose(model.module.prototypes.detach()[1:], z[3:6], atol=1e-6)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["AUTO", "BATCHED", "CHANGES", "DEFAULT", "GIVEN", "UNIFORM", "WAYS", "Change"]
+__all__ = ["AUTO", "BATCHED", "CHANGES", "DEFAULT", "GIVEN", "TOGETHER", "UNIFORM", "WAYS", "Change"]
 
 AUTO, GIVEN = "auto", "given"
 WAYS = (AUTO, GIVEN)
@@ -47,6 +47,8 @@ class Change:
 
 
 DEFAULT, UNIFORM = "default", "sizes uniform"
+TOGETHER = "all that the rule names, together"
+"""Without the transport, its queue, its sizes and the cluster term have no say."""
 
 
 def _late(**more: Any) -> Change:
@@ -87,6 +89,12 @@ CHANGES: dict[str, Change] = {
     "no merging": _late(private={"_merges": False}, ways=(AUTO,)),
     "any two clusters merged": _late(private={"_merges_nearest": False}, ways=(AUTO,), adds=True),
     "given number by merging": _late(private={"_merges_to_number": True}, ways=(GIVEN,), adds=True),
+    TOGETHER: Change(
+        {"teleport": 0.1, "noise_scale": 0.0, "edge_drop_rate": 0.0, "transport_weight": 0.0},
+        private={"_rare_guard": False, "_merges": False},
+        module={"fixed_gate": 0.5},
+        adds=True,
+    ),
 }
 """Rows of the ablation table on the tuning files."""
 

@@ -103,8 +103,10 @@ def ppr_push(operator: Any, sources: npt.ArrayLike, *, teleport: float, tol: flo
     cells = np.asarray(sources)
     residue = sp.csr_matrix((np.ones(cells.size), (np.arange(cells.size), cells)), shape=(cells.size, d.size))
     found = sp.csr_matrix(residue.shape)
+    first = True  # the source itself is always pushed: a cell of large degree would get an empty row otherwise
     while residue.nnz:
-        large = residue.data >= tol * d[residue.indices]
+        large = (residue.data >= tol * d[residue.indices]) | first
+        first = False
         if not large.any():
             break
         active, rest = residue.copy(), residue.copy()

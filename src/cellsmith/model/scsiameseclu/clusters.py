@@ -38,11 +38,11 @@ class Pruned(NamedTuple):
     steps: list[str]
 
 
-def kmeans(z: np.ndarray, k: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres (k, d) and labels (n,) of z (n, d); k-means++, 10 starts."""
+def kmeans(z: np.ndarray, k: int, *, seed: int, n_starts: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres (k, d) and labels (n,) of z (n, d); k-means++, the best of so many starts."""
     from sklearn.cluster import KMeans
 
-    found = KMeans(k, n_init=10, random_state=seed).fit(z)
+    found = KMeans(k, n_init=n_starts, random_state=seed).fit(z)
     return found.cluster_centers_.astype(np.float32), found.labels_.astype(np.int64)
 
 

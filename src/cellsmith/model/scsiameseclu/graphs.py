@@ -115,6 +115,9 @@ def operators(
     notes
         Notes so far.
     """
+    # The tolerance of a push is in units of the weights; those of a user's graph may be large, ours are at most 1.
+    scale = max(1.0, float(connectivities.data.max(initial=0.0)))
+    connectivities = connectivities if scale == 1.0 else sp.csr_matrix(connectivities / scale)
     looped = graph.self_loops(connectivities)
     found = graph.ppr_rows(looped, teleport=teleport, k=k, tol=tol)
     lazy = graph.lazy_walk(graph.random_walk(connectivities), teleport=teleport)

@@ -33,6 +33,8 @@ CHOICES = {
 PROPORTIONS = ("relaxed", "uniform", "init", "learned", "partial")
 POSITIVE = ("n_latent", "n_hidden", "n_layers", "n_neighbors", "n_propagation_neighbors", "propagation_tolerance")
 POSITIVE += ("transport_temperature", "max_reference_cells")
+# Whole numbers, and the least of each; a cell counts among its own neighbours.
+WHOLE = {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "n_neighbors": 2, "n_propagation_neighbors": 1, "queue_size": 0}
 WEIGHTS = ("reconstruction", "cell", "latent", "cluster", "propagation", "transport")
 RATES = ("dropout_rate", "gene_mask_rate", "edge_drop_rate")
 
@@ -225,6 +227,12 @@ class ScSiameseClu(QueryMixin, SamplingMixin, PaperMixin, TrainingMixin, CellMod
                 )
             if self.registry["setup_args"].get("batch_key") is not None:
                 raise SetupError("variant='paper' corrects no batch; take variant='default', or leave out batch_key.")
+            for key in ("use_rep", "neighbors_key"):
+                if self._setup(key) is not None:
+                    raise SetupError(
+                        f"variant='paper' builds its own graph of ten neighbours and cannot use {key}="
+                        f"{self._setup(key)!r}; take variant='default', or leave it out."
+                    )
 
     @classmethod
     def setup_anndata(
@@ -426,6 +434,9 @@ def _check(given: Mapping[str, Any]) -> None:
         value = given[name]
         if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
             raise SetupError(f"{name}={value!r}; expected a positive number.")
+    for name, least in WHOLE.items():
+        if not (isinstance(given[name], Integral) and given[name] >= least):
+            raise SetupError(f"{name}={given[name]!r}; expected a whole number of at least {least}.")
     for name in (*(f"{w}_weight" for w in WEIGHTS), "noise_scale", "queue_size", "min_markers"):
         value = given[name]
         if not (isinstance(value, Real) and np.isfinite(value) and value >= 0):

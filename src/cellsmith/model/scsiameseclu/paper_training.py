@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from cellsmith._errors import SetupError
+from cellsmith._errors import ConvergenceError
 from cellsmith._rng import Streams
 from cellsmith.data.checks import counts_carrier
 from cellsmith.math import graph
@@ -101,7 +101,8 @@ class PaperMixin:
             "walk": walk.toarray(),
             "diffusion": graph.ppr_dense(walk, teleport=PAPER["teleport"]),
         }
-        device = self.module.modelled_share.device
+        share = float(cells.counts.sum() / cells.totals.sum())
+        device = self.module.modelled_share.fill_(share).device
         self.module.hold(**{k: torch.from_numpy(np.asarray(v, dtype=np.float32)).to(device) for k, v in held.items()})
         self._cells, self._streams, self._walk = cells, streams, sp.csr_matrix(walk, dtype=np.float32)
         return RowsOnly(len(cells))
@@ -110,7 +111,7 @@ class PaperMixin:
     def _begin_main(self, streams: Streams) -> RowsOnly:
         """Place prototypes by k-means on the pre-trained embedding; their sizes are the column sums of the plan."""
         z = self.module.embed()[2].cpu().numpy()
-        centres, labels = clusters.kmeans(z, self.n_prototypes_, seed=streams.integer("init", 1))
+        centres, labels = clusters.kmeans(z, self.n_prototypes_, seed=streams.integer("init", 1), n_starts=20)
         sizes = np.maximum(np.bincount(labels, minlength=len(centres)) / len(labels), 1e-6)
         self.module.set_prototypes(torch.from_numpy(centres), torch.from_numpy(sizes / sizes.sum()))
         self.k_path_ = [("main", 0, len(centres), "k-means")]
@@ -144,8 +145,8 @@ class PaperMixin:
         module.keeper = None
         z_gene, z_graph, z = (t.cpu().numpy() for t in module.embed())
         if not np.isfinite(z).all():
-            raise SetupError("The embedding is not finite. Try train(plan_kwargs={'lr': 3e-5}).")
-        centres, labels = clusters.kmeans(z, self.n_prototypes_, seed=streams.integer("init", 2))
+            raise ConvergenceError("The embedding is not finite. Try train(plan_kwargs={'lr': 3e-5}).")
+        centres, labels = clusters.kmeans(z, self.n_prototypes_, seed=streams.integer("init", 2), n_starts=20)
         order = np.argsort(-np.bincount(labels, minlength=len(centres)), kind="stable")
         self.n_prototypes_ = len(order)
         module.set_prototypes(torch.from_numpy(centres[order]))

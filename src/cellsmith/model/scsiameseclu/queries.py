@@ -11,7 +11,7 @@ import torch
 
 from cellsmith import _record
 from cellsmith._errors import DataWarning, SetupError, nearest
-from cellsmith.data.checks import check_counts, counts_carrier, place_of
+from cellsmith.data.checks import check_counts, check_names, counts_carrier, place_of
 from cellsmith.data.graphs import given_graph, read_graph
 from cellsmith.data.splits import CellReader
 from cellsmith.math import graph
@@ -65,6 +65,8 @@ class QueryMixin:
         """Return the embedding for neighbours: the registered one, or the one that the user's graph was built on."""
         if self._setup("use_rep") is not None or self._neighbors_key() is None or self.adata is None:
             return self._setup("use_rep") or self.graph_rep_
+        if self.is_trained_:
+            return self.graph_rep_
         carrier = self._place(self.adata, "neighbors_key")
         block = carrier.uns.get(self._neighbors_key())
         named = (block.get("params") or {}).get("use_rep") if hasattr(block, "get") else None
@@ -136,6 +138,7 @@ class QueryMixin:
         """Read new cells: genes by name, batches by name; nothing is registered or changed."""
         modalities, layer = self._setup("modalities"), self._setup("layer")
         carrier = counts_carrier(data, modalities)
+        check_names(carrier)
         check_counts(carrier, layer, min_cells=1)
         x = carrier.X if layer is None else carrier.layers[layer]
         genes = self._training_genes()[self.gene_index_]
@@ -225,7 +228,8 @@ class QueryMixin:
         if branch not in ("fused", "gene", "graph"):
             raise SetupError(f"branch={branch!r}. {nearest(branch, ('fused', 'gene', 'graph'))}")
         found = getattr(self._placed(adata).swept, branch)
-        return found if indices is None else found[np.arange(len(found))[indices]]
+        # A copy: what is kept here also answers predict() and write().
+        return found.copy() if indices is None else found[np.arange(len(found))[indices]].copy()
 
     def predict(
         self,
@@ -267,7 +271,7 @@ class QueryMixin:
         q = placed.soft
         names = self._class_names()
         if soft:
-            return pd.DataFrame(q, index=placed.names, columns=names)
+            return pd.DataFrame(q.copy(), index=placed.names, columns=names)
         codes = q.argmax(axis=1)
         if reject_below is not None:
             codes = np.where(q.max(axis=1) * placed.coverage < reject_below, -1, codes)
@@ -287,7 +291,7 @@ class QueryMixin:
             If the model is not trained.
         """
         self._require_trained("get_gate")
-        return self._placed(adata).swept.gate
+        return self._placed(adata).swept.gate.copy()
 
     def get_prototypes(self) -> np.ndarray:
         """Return the prototypes of the clusters, (n_clusters, n_latent).
@@ -298,7 +302,7 @@ class QueryMixin:
             If the model is not trained.
         """
         self._require_trained("get_prototypes")
-        return self.module.prototypes.detach().cpu().numpy()
+        return self.module.prototypes.detach().cpu().numpy().copy()
 
     def get_propagation(self) -> sp.csr_matrix:
         """Return Pi of the training cells (S6): CSR (n, n), rows sum to 1, at most ``n_propagation_neighbors`` a row.
@@ -308,11 +312,15 @@ class QueryMixin:
         NotTrainedError
             If the model is not trained.
         SetupError
-            If the model has no training object.
+            If the model does not hold its training cells, or of a loaded ``variant="paper"``.
         """
         self._require_trained("get_propagation")
-        self._placed()
-        return self._training_cells()[0].graph.pagerank
+        if self.adata is None or self._digest() != self.cells_:
+            raise SetupError("The propagation joins the training cells. Load the model with them: adata=...")
+        found = self._training_cells()[0].graph
+        if found is None:
+            raise SetupError("A loaded variant='paper' has no graph: its operators are dense and are not kept.")
+        return found.pagerank.copy()
 
     def get_normalized_expression(self, adata: Any = None, *, library_size: float | str = "latent") -> np.ndarray:
         """Return the expected expression of cells (S14).

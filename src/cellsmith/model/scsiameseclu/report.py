@@ -11,7 +11,7 @@ import pandas as pd
 from cellsmith import _record
 from cellsmith.math import assign, graph
 
-__all__ = ["cluster_result", "named_for_scanpy", "sureness"]
+__all__ = ["WRITTEN", "cluster_result", "named_for_scanpy", "sureness"]
 
 
 def sureness(q: np.ndarray, *, coverage: float = 1.0) -> dict[str, np.ndarray]:
@@ -29,6 +29,13 @@ def sureness(q: np.ndarray, *, coverage: float = 1.0) -> dict[str, np.ndarray]:
         "margin": (assign.margin(q) * coverage).astype(np.float32),
         "entropy": assign.entropy(q).astype(np.float32),
     }
+
+
+WRITTEN = {
+    "obs": ("{k}", "{k}_confidence", "{k}_margin", "{k}_entropy", "{k}_rejected"),
+    "obsm": ("X_{k}", "{k}_proba"),
+}
+"""What every run writes; the graph comes with it where none was given."""
 
 
 def cluster_result(

@@ -74,7 +74,8 @@ class TrainingMixin:
         if self._variant == "paper":
             self.n_paper_ = (self.n_paper_[0], min(self.n_paper_[1], len(self.gene_index_) - 1))
         if self.module.n_input != len(self.gene_index_) or len(self.module.prototypes) != self.n_prototypes_:
-            self.module = self._new_module()
+            with isolated():  # whether the shape was known before must not change what is drawn afterwards
+                self.module = self._new_module()
 
     def _n_epochs(self, wanted: tuple[int, int, int]) -> int:
         """Return the epochs of a stage: as many as give ``wanted[0]`` steps, within two bounds."""
@@ -235,10 +236,13 @@ class TrainingMixin:
     def _soft(self, cells: SiameseCells, z: np.ndarray) -> np.ndarray:
         """S26: soft clusters (n, K) of training cells: in which cluster a short walk over the graph from a cell ends.
 
-        The network is sure of every cell that it was trained on; its neighbours were found without it.
+        The network is sure of every cell that it was trained on; its neighbours were found without it. The published
+        form takes the network's word: its clusters are those of k-means.
         """
         q = self._assign(z)
-        return q if cells.graph is None else np.asarray(cells.graph.pagerank.astype(np.float64) @ q)
+        if cells.graph is None or self._variant == "paper":
+            return q
+        return np.asarray(cells.graph.pagerank.astype(np.float64) @ q)
 
     @torch.no_grad()
     def _log_q(self, z: np.ndarray) -> torch.Tensor:
@@ -301,15 +305,16 @@ class TrainingMixin:
         return self._n_settled >= N_SETTLED
 
     def _reseed(self) -> None:
-        """Put a prototype without cells on the cells that cost most to transport, twice at most."""
+        """Put a prototype without cells on one of the least sure cells, each on another, twice at most."""
         sizes = np.bincount(self.module.codes.cpu().numpy(), minlength=self.n_prototypes_)
         worst = np.argsort(self.module.confidence.cpu().numpy(), kind="stable")
         for c in np.flatnonzero(sizes == 0):
             if self.reseeds_.get(int(c), 0) >= MAX_RESEEDS:
                 continue
+            place = worst[sum(self.reseeds_.values()) % len(worst)]
             self.reseeds_[int(c)] = self.reseeds_.get(int(c), 0) + 1
             with torch.no_grad():
-                self.module.prototypes[c] = torch.from_numpy(self._swept.fused[worst[len(self.reseeds_)]])
+                self.module.prototypes[c] = torch.from_numpy(self._swept.fused[place])
             self.module.targets.forget()
 
     def _halves(self, key: int) -> tuple[tuple[sp.csr_matrix, np.ndarray], tuple[sp.csr_matrix, np.ndarray]]:
