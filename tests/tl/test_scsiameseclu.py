@@ -61,6 +61,7 @@ def test_copy_key_and_protection(clustered: AnnData) -> None:
     adata.obs["scsiameseclu"] = "user"
     with pytest.raises(SetupError, match="was not written by cellsmith"):
         cellsmith.tl.scsiameseclu(adata, n_clusters=3, **short)
+    del adata.obs["scsiameseclu"]
     with pytest.raises(SetupError, match=r"'n_latnt'.*'n_latent'"):
         cellsmith.tl.scsiameseclu(adata, model_kwargs={"n_latnt": 3})
     with pytest.raises(SetupError, match="slash"):
