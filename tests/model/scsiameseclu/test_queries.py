@@ -223,7 +223,8 @@ def test_what_is_returned_can_be_changed_without_changing_the_model(model: ScSia
     for array in (model.get_latent_representation(), model.get_gate(), model.get_prototypes()):
         array[:] = 0
     model.get_propagation().data[:] = 0
-    model.predict(soft=True).iloc[:, :] = 0
+    table = model.predict(soft=True)
+    table.iloc[:, :] = 0
     np.testing.assert_array_equal(model.predict(soft=True), before)
     assert all(np.abs(a).sum() > 0 for a in (model.get_latent_representation(), model.get_gate()))
     assert np.abs(model.get_prototypes()).sum() > 0
