@@ -72,7 +72,7 @@ def test_a_gene_without_counts_is_left_out_and_kept_in_the_object(fresh: AnnData
         ({"teleport": 0}, r"teleport=0; expected a number in \(0, 1\]"),
         ({"gene_mask_rate": 1.0}, r"gene_mask_rate=1.0; expected a number in \[0, 1\)"),
         ({"cell_weight": -1}, "cell_weight=-1; expected a number >= 0"),
-        ({"n_latent": 0}, "n_latent=0; expected a positive number"),
+        ({"n_latent": 0}, "n_latent=0; expected a whole number of at least 1"),
         ({"balance_weight": (1.0, 0.0)}, "balance_weight"),
         ({"variant": "paper"}, "needs to be told the number of clusters"),
     ],

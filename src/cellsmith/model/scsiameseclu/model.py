@@ -31,8 +31,7 @@ CHOICES = {
     "gene_likelihood": ("nb", "zinb"),
 }
 PROPORTIONS = ("relaxed", "uniform", "init", "learned", "partial")
-POSITIVE = ("n_latent", "n_hidden", "n_layers", "n_neighbors", "n_propagation_neighbors", "propagation_tolerance")
-POSITIVE += ("transport_temperature", "max_reference_cells")
+POSITIVE = ("propagation_tolerance", "transport_temperature", "max_reference_cells")
 # Whole numbers, and the least of each; a cell counts among its own neighbours.
 WHOLE = {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "n_neighbors": 2, "n_propagation_neighbors": 1, "queue_size": 0}
 WEIGHTS = ("reconstruction", "cell", "latent", "cluster", "propagation", "transport")
@@ -437,7 +436,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for name, least in WHOLE.items():
         if not (isinstance(given[name], Integral) and given[name] >= least):
             raise SetupError(f"{name}={given[name]!r}; expected a whole number of at least {least}.")
-    for name in (*(f"{w}_weight" for w in WEIGHTS), "noise_scale", "queue_size", "min_markers"):
+    for name in (*(f"{w}_weight" for w in WEIGHTS), "noise_scale", "min_markers"):
         value = given[name]
         if not (isinstance(value, Real) and np.isfinite(value) and value >= 0):
             raise SetupError(f"{name}={value!r}; expected a number >= 0.")

@@ -63,15 +63,16 @@ class QueryMixin:
 
     def _rep_key(self) -> str | None:
         """Return the embedding for neighbours: the registered one, or the one that the user's graph was built on."""
-        if self._setup("use_rep") is not None or self._neighbors_key() is None or self.adata is None:
-            return self._setup("use_rep") or self.graph_rep_
-        if self.is_trained_:
-            return self.graph_rep_
+        return self._setup("use_rep") or self.graph_rep_
+
+    def _find_graph_rep(self) -> str | None:
+        """Return the embedding that the user's graph names as its own, if it is there."""
+        if self._neighbors_key() is None:
+            return None
         carrier = self._place(self.adata, "neighbors_key")
         block = carrier.uns.get(self._neighbors_key())
         named = (block.get("params") or {}).get("use_rep") if hasattr(block, "get") else None
-        self.graph_rep_ = named if isinstance(named, str) and named in self._place(self.adata, "use_rep").obsm else None
-        return self.graph_rep_
+        return named if isinstance(named, str) and named in self._place(self.adata, "use_rep").obsm else None
 
     def _given_graph(self) -> tuple[sp.csr_matrix, list[str]]:
         found, name = given_graph(self._place(self.adata, "neighbors_key"), self._neighbors_key())

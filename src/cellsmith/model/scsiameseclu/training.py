@@ -140,6 +140,7 @@ class TrainingMixin:
     def _begin_warmup(self, streams: Streams) -> SiameseCells:
         """Read the cells, build their graph, fill the bank, and draw the first edges to leave out."""
         self.axes_ = None
+        self.graph_rep_ = self._find_graph_rep()  # kept with the model: data that come later may have another graph
         self.k_path_: list[tuple[str, int, int, str]] = []
         cells = self._read_cells(self._reader)
         empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
